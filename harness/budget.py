@@ -1,0 +1,219 @@
+"""Budgets and ledgers: what a run may cost, and what it did cost, account by account.
+
+Pure Python, no torch. A ledger is asked before a step whether the step fits, and is told after it
+what the step cost. It never learns about models or clocks; meters do that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any
+
+from harness.errors import CheckpointError, ConfigError
+from harness.units import Quantity, Unit, format_amount, parse_quantity
+
+
+class Account(StrEnum):
+    """What a cost was for. Every account is reported; a study's accounting says which are charged."""
+
+    STUDENT_STEP = "STUDENT_STEP"
+    TEACHER_FORWARD = "TEACHER_FORWARD"
+    OBJECTIVE = "OBJECTIVE"
+    TEACHER_TRAINING = "TEACHER_TRAINING"
+    TEACHER_CACHE = "TEACHER_CACHE"
+    EVALUATION = "EVALUATION"
+    CHECKPOINT = "CHECKPOINT"
+    STARTUP = "STARTUP"
+    TUNING = "TUNING"
+    LOST = "LOST"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One limit in one unit, shared by every arm of a study."""
+
+    limit: int | float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget as users write it; see `harness.units.parse_quantity` for the errors."""
+        quantity: Quantity = parse_quantity(text)
+        return cls(quantity.amount, quantity.unit)
+
+    def __str__(self) -> str:
+        return format_amount(self.limit, self.unit)
+
+
+@dataclass(frozen=True)
+class Charge:
+    """An amount of one unit spent for one account. `source` is "analytic" or "measured"."""
+
+    account: Account
+    amount: int | float
+    unit: Unit
+    source: str = "analytic"
+
+
+def total(charges: Iterable[Charge], unit: Unit, accounts: frozenset[Account]) -> int | float:
+    """The sum of the charges that are in `unit` and belong to `accounts`; exact for integers."""
+    return sum((c.amount for c in charges if c.unit is unit and c.account in accounts), start=0)
+
+
+class Ledger:
+    """Append-only record of every charge; never exceeds the budget in a deterministic unit.
+
+    A posting is one step's charges. With a path, each posting is one line of JSON, written to the
+    operating system at once and fsynced by `sync()` (called with every checkpoint and at the end).
+    Ranks hold identical ledgers; only rank 0 has a path.
+    """
+
+    def __init__(self, budget: Budget, *, charged: frozenset[Account], path: Path | None = None) -> None:
+        self.budget = budget
+        self.charged = charged
+        self.postings = 0
+        self._sums: dict[tuple[Account, Unit], int | float] = {}
+        self._spent: int | float = 0
+        self._path = path
+        self._file: IO[str] | None = None
+
+    # -- asking ------------------------------------------------------------------------------------
+    @property
+    def spent(self) -> int | float:
+        """Charged so far, in the budget's unit."""
+        return self._spent
+
+    @property
+    def remaining(self) -> int | float:
+        return self.budget.limit - self._spent
+
+    @property
+    def fraction_spent(self) -> float:
+        """In [0, 1]; drives the learning rate and every schedule."""
+        return min(1.0, self._spent / self.budget.limit)
+
+    def price(self, charges: Iterable[Charge]) -> int | float:
+        """What these charges would take from the budget."""
+        return total(charges, self.budget.unit, self.charged)
+
+    def affords(self, charges: Iterable[Charge]) -> bool:
+        """True when posting these charges keeps the ledger within its limit."""
+        return self.price(charges) <= self.remaining
+
+    def amount(self, account: Account, unit: Unit) -> int | float:
+        return self._sums.get((account, unit), 0)
+
+    def accounts(self) -> dict[str, dict[str, int | float]]:
+        """{account: {unit: amount}} over everything posted, charged or only reported."""
+        table: dict[str, dict[str, int | float]] = {}
+        for (account, unit), amount in sorted(self._sums.items()):
+            table.setdefault(account.value, {})[unit.value] = amount
+        return table
+
+    # -- telling -----------------------------------------------------------------------------------
+    def post(self, charges: Iterable[Charge], *, step: int) -> None:
+        """Record one step's charges.
+
+        Raises:
+            ConfigError: a charge is negative, or would break the limit of a deterministic budget.
+        """
+        charges = tuple(charges)
+        if any(c.amount < 0 for c in charges):
+            raise ConfigError(f"a negative charge at step {step}", rule="costs are never negative")
+        price = self.price(charges)
+        if self.budget.unit.deterministic and price > self.remaining:
+            raise ConfigError(
+                f"a charge of {price} {self.budget.unit} at step {step}",
+                rule=f"only {self.remaining} of {self.budget.limit} are left",
+                remedy="ask affords() before spending",
+            )
+        for charge in charges:
+            key = (charge.account, charge.unit)
+            self._sums[key] = self._sums.get(key, 0) + charge.amount
+        self._spent += price
+        self.postings += 1
+        if self._path is not None:
+            self._write({"step": step, "charges": [_line(c) for c in charges], "spent": self._spent})
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        assert self._path is not None
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make everything posted so far durable."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
+
+    # -- resuming ----------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, as plain JSON."""
+        return {
+            "limit": self.budget.limit,
+            "unit": self.budget.unit.value,
+            "charged": sorted(a.value for a in self.charged),
+            "postings": self.postings,
+            "spent": self._spent,
+            "sums": [[a.value, u.value, amount] for (a, u), amount in sorted(self._sums.items())],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state()`, dropping lines of the file that were written after it.
+
+        Raises:
+            CheckpointError: the state belongs to another budget or another accounting.
+        """
+        mine = (self.budget.limit, self.budget.unit.value, sorted(a.value for a in self.charged))
+        if mine != (state["limit"], state["unit"], state["charged"]):
+            raise CheckpointError(
+                f"a ledger of {state['limit']} {state['unit']} charged to {state['charged']}",
+                rule=f"this study has {mine[0]} {mine[1]} charged to {mine[2]}",
+                remedy="resume with the study that wrote the checkpoint",
+            )
+        self.postings = int(state["postings"])
+        self._spent = state["spent"]
+        self._sums = {(Account(a), Unit(u)): amount for a, u, amount in state["sums"]}
+        if self._path is not None:
+            self._truncate(self.postings)
+
+    def _truncate(self, postings: int) -> None:
+        assert self._path is not None
+        self.close()
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
+        if len(lines) < postings:
+            raise CheckpointError(
+                f"{self._path.name} has {len(lines)} postings",
+                rule=f"the checkpoint vouches for {postings}",
+                remedy="restore the ledger file, or start the run again",
+            )
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(lines[:postings]), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+
+def _line(charge: Charge) -> list[Any]:
+    return [charge.account.value, charge.amount, charge.unit.value, charge.source]
+
+
+def read_postings(path: Path) -> list[dict[str, Any]]:
+    """Every complete line of a ledger file; a torn last line (kill -9 in a write) is dropped."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
