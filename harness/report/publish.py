@@ -1,0 +1,184 @@
+"""Write report.json, report.md, report.html and tables/*.csv of a study directory, finished or not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from harness.report import numbers, tables
+from harness.report.analysis import Analysis, analyse, describe_unit
+from harness.report.checks import check
+from harness.report.markdown import markdown
+from harness.report.page import page
+from harness.report.source import Json, mapping, read
+
+FORMAT = 1
+
+
+def build_report(directory: Path) -> Json:
+    """Rebuild every file of the report from what lies in `directory`, and return the JSON object.
+
+    Each file is written beside and renamed, so a reader never sees half of one.
+
+    Raises:
+        ConfigError: `directory` holds no study.
+    """
+    directory = Path(directory)
+    analysis = analyse(read(directory))
+    check(analysis)
+    shown = tables.every(analysis)
+    report = document(analysis)
+    for table in shown:
+        _write_csv(directory / "tables" / f"{table.name}.csv", table.records)
+    _write(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(directory / "report.md", markdown(analysis, shown, reproduce=report["reproduce"]))
+    _write(directory / "report.html", page(analysis, shown, reproduce=report["reproduce"]))
+    return report
+
+
+def document(analysis: Analysis) -> Json:
+    """The report as plain JSON: numbers in base units, nothing rounded, null where nothing was measured."""
+    source, budget = analysis.source, analysis.budget
+    report = {
+        "format": FORMAT,
+        "study": analysis.name,
+        "question": source.study.get("question") or "",
+        "state": source.status or {"state": "unknown"},
+        "budget": {
+            "unit": analysis.unit,
+            "limit": None if budget is None else budget.limit,
+            "text": None if budget is None else str(budget),
+        },
+        "accounting": {"charged": analysis.charged},
+        "baseline": analysis.baseline.name if analysis.baseline else None,
+        "verdict": {
+            **analysis.verdict.as_json(),
+            "metric": analysis.main,
+            "margin": analysis.margin,
+            "margin_declared": analysis.margin_declared,
+            "equal": describe_unit(analysis.unit),
+            "device_time": analysis.device_time,
+            "arms": [verdict.as_json() for verdict in analysis.by_arm],
+        },
+        "arms": [_run(analysis, arm, run) for arm in analysis.arms for run in arm.runs],
+        "summary": [_summary(analysis, arm) for arm in analysis.arms],
+        "comparisons": [c.as_json() for c in analysis.comparisons],
+        "references": {**source.references, **{k: {"scores": v} for k, v in analysis.references.items()}},
+        "probes": [vars(probe) for probe in analysis.probes],
+        "declared_differences": tables.declared(analysis),
+        "missing": analysis.missing,
+        "warnings": analysis.warnings,
+        "environment": source.environment,
+        "resolved_study": source.study,
+        "reproduce": reproduce(analysis),
+    }
+    return _finite(report)
+
+
+def _run(analysis: Analysis, arm: Any, run: Any) -> Json:
+    record = run.record
+    keys = ("steps", "tokens", "unique_tokens", "epochs", "charged", "unspent", "step_price", "seconds", "wall_seconds")
+    scores: Json = dict(run.scores)
+    for metric, by_arm in analysis.scores.items():
+        if metric not in scores and run.seed in by_arm.get(arm.name, {}):
+            scores[metric] = by_arm[arm.name][run.seed]
+    return {
+        "name": arm.name,
+        "seed": run.seed,
+        "state": record.get("state") or "unfinished",
+        "objective": record.get("objective", arm.objective),
+        **{key: record.get(key) for key in keys},
+        "parameters": record.get("parameters"),
+        "head_trained": record.get("head_trained"),
+        "accounts": mapping(record.get("accounts")),
+        "scores": scores,
+        "warnings": [str(text) for text in record.get("warnings") or []],
+    }
+
+
+def _summary(analysis: Analysis, arm: Any) -> Json:
+    means = {metric: analysis.score(arm.name, metric) for metric in analysis.metrics}
+    return {
+        "name": arm.name,
+        "baseline": arm.baseline,
+        "objective": arm.objective,
+        "seeds": arm.seeds,
+        "scores": {
+            metric: {"mean": m.mean, "sd": m.sd, "low": m.low, "high": m.high, "n": len(m.values)}
+            for metric, m in means.items()
+            if m is not None
+        },
+        "seconds": arm.mean("seconds"),
+        "charged": arm.mean("charged"),
+    }
+
+
+def reproduce(analysis: Analysis) -> str:
+    """The command that runs this study again: the recorded one, else the one that reads the resolved study."""
+    command = analysis.source.environment.get("command")
+    if isinstance(command, list) and command:
+        import shlex
+
+        return shlex.join(str(part) for part in command)
+    return str(command) if command else "python launch.py run --study study.yaml"
+
+
+def summary_lines(report: Json) -> list[str]:
+    """A few plain lines for a terminal: verdict, second currency, one line per arm, warnings counted."""
+    verdict = report["verdict"]
+    metric = verdict["metric"]
+    lines = [
+        f"{verdict['sentence']}.",
+        f"({verdict['reason']}; {numbers.label(metric)} at {report['budget']['text'] or 'an unknown budget'} per arm)",
+    ]
+    if mapping(verdict["device_time"]).get("sentence"):
+        lines.append(verdict["device_time"]["sentence"])
+    rows = [("arm", numbers.label(metric), "seeds", "charged", "device time")]
+    for arm in report["summary"]:
+        score = arm["scores"].get(metric)
+        text = "–"
+        if score is not None:
+            text = numbers.score(score["mean"], metric, spread=score["sd"])
+            text += "" if score["sd"] is None else f" ± {numbers.amount_of(score['sd'], metric, spread=score['sd'])}"
+        costs = numbers.cost(arm["charged"], report["budget"]["unit"]), numbers.cost(arm["seconds"], "gpu-second")
+        rows.append((arm["name"], text, str(len(arm["seeds"])), *costs))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines += ["", *("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    for what in ("missing", "warnings"):
+        if report[what]:
+            lines.append(
+                f"{len(report[what])} {'runs unfinished' if what == 'missing' else 'warnings'}: see the report"
+            )
+    return [" ".join(line.split()) if i < 3 else line for i, line in enumerate(lines)]
+
+
+def _finite(value: Any) -> Any:
+    """JSON without NaN and infinity: null says as much and every parser reads it."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def _write_csv(path: Path, records: list[Json]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(records)
+    os.replace(temporary, path)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f"{path.suffix}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
