@@ -41,8 +41,7 @@ def soft_cross_entropy(
     """
     check_head(hidden_NH, weight_VH, bias_V, labels_N, who="student")
     check_teacher(hidden_NH, weight_VH, teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V)
-    if not temperature > 0:
-        raise ValueError(f"temperature {temperature}: a softmax temperature is positive; 1 leaves the logits alone")
+    check_temperature(temperature)
     kl_sum, ce_sum = _zero(hidden_NH, weight_VH), _zero(hidden_NH, weight_VH)
     # An outer autocast would round the logits to half precision; this function is the definition others are held to.
     with torch.autocast(hidden_NH.device.type, enabled=False):
@@ -126,6 +125,12 @@ def check_teacher(
             f"teacher logits {shape}: the student has {(hidden.shape[0], weight.shape[0])} (positions, vocabulary); "
             "compare the same positions over one vocabulary"
         )
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not positive and finite."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature {temperature}: a softmax temperature is positive; 1 leaves the logits alone")
 
 
 def _zero(hidden: Tensor, weight: Tensor) -> Tensor:

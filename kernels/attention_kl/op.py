@@ -1,0 +1,34 @@
+"""attention_kl as objectives call it: one signature, the implementation chosen by where the tensors are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..backend import Backend, Choice, choose, tile_refusal
+from . import eager, reference
+
+
+def attention_kl(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    lengths_B: Tensor | None = None,
+    causal: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """reference.attention_kl's loss by the backend that `chosen` names: same definition, guarantees and errors."""
+    choice = chosen(q_s, k_s, q_t, k_t, backend=backend)
+    if choice.backend == "triton":
+        from . import triton_kernel  # imports triton, which a CPU machine need not have
+
+        return triton_kernel.attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
+    module = eager if choice.backend == "eager" else reference
+    return module.attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
+
+
+def chosen(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, *, backend: Backend = "auto") -> Choice:
+    """What `attention_kl` runs for tensors of these shapes, types and device, and why; see `backend.choose`."""
+    reference.check_heads(q_s, k_s, q_t, k_t)
+    return choose(backend, q_s, refusal=tile_refusal(q_s, k_s, q_t, k_t))

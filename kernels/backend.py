@@ -1,0 +1,84 @@
+"""Which implementation of a kernel runs, and why: said once, so that a run record can quote it.
+
+`triton` runs on the GPU. `eager` is PyTorch with a hand-formed gradient and runs anywhere. `reference` is the
+definition in plain autograd. A kernel changes time and memory, never the loss and never the budget's FLOPs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "triton", "eager", "reference"]
+
+# tl.dot's tiles are at least 16 wide, and beyond 256 numbers per head a tile no longer fits on the chip.
+MAX_HEAD_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The implementation that runs, and the reason, one sentence for the run record."""
+
+    backend: Literal["triton", "eager", "reference"]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.reason})"
+
+
+def choose(backend: Backend, tensor: Tensor, *, refusal: str | None = None) -> Choice:
+    """Decide what runs for tensors like this one; `refusal` is the op's own reason against its Triton kernel.
+
+    Raises:
+        ValueError: an unknown backend, or `triton` asked for where it cannot run. Nothing falls back silently:
+            only `auto` chooses, and it says why.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"kernels {backend!r}: one of {', '.join(get_args(Backend))} is needed")
+    if backend == "reference":
+        return Choice("reference", "asked for")
+    if backend == "eager":
+        return Choice("eager", "asked for")
+    obstacle = _obstacle(tensor) or refusal
+    if backend == "triton":
+        if obstacle is not None:
+            raise ValueError(f"kernels 'triton': {obstacle}; ask for 'auto' or 'eager'")
+        return Choice("triton", "asked for")
+    if obstacle is None and tensor.device.type != "cuda":
+        obstacle = f"the tensors are on {tensor.device.type}, where Triton only interprets"
+    if obstacle is None and tensor.dtype not in (torch.float16, torch.bfloat16):
+        obstacle = "exact float32 products leave the tensor cores idle"
+    return Choice("triton", "half precision on a GPU") if obstacle is None else Choice("eager", obstacle)
+
+
+def tile_refusal(*heads: Tensor) -> str | None:
+    """Why the Triton tiles cannot take these (…, d) heads of student and teacher; None when they can."""
+    size = max(x.shape[-1] for x in heads)
+    if size > MAX_HEAD_SIZE:
+        return f"heads of {size} numbers do not fit on the chip (at most {MAX_HEAD_SIZE})"
+    types = sorted({str(x.dtype).removeprefix("torch.") for x in heads})
+    return None if len(types) == 1 else f"student and teacher differ in type ({' and '.join(types)})"
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the tensor's GPU the current one: Triton launches on the current device, wherever its arguments are."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _obstacle(tensor: Tensor) -> str | None:
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"no {str(tensor.dtype).removeprefix('torch.')} kernel is written"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if tensor.device.type != "cuda" and not interpreted:
+        return f"the tensors are on {tensor.device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return "the kernels are compiled for compute capability 8.0 and newer"
+    return None

@@ -1,0 +1,34 @@
+"""relation_kl as objectives call it: one signature, the implementation chosen by where the tensors are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..backend import Backend, Choice, choose, tile_refusal
+from . import eager, reference
+
+
+def relation_kl(
+    student_BTH: Tensor,
+    teacher_BTG: Tensor,
+    *,
+    heads: int,
+    lengths_B: Tensor | None = None,
+    causal: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """reference.relation_kl's loss by the backend that `chosen` names: same definition, guarantees and errors."""
+    choice = chosen(student_BTH, teacher_BTG, heads=heads, backend=backend)
+    if choice.backend == "triton":
+        from . import triton_kernel  # imports triton, which a CPU machine need not have
+
+        return triton_kernel.relation_kl(student_BTH, teacher_BTG, heads=heads, lengths_B=lengths_B, causal=causal)
+    module = eager if choice.backend == "eager" else reference
+    return module.relation_kl(student_BTH, teacher_BTG, heads=heads, lengths_B=lengths_B, causal=causal)
+
+
+def chosen(student_BTH: Tensor, teacher_BTG: Tensor, *, heads: int, backend: Backend = "auto") -> Choice:
+    """What `relation_kl` runs for tensors of these shapes, types and device, and why; see `backend.choose`."""
+    reference.check_relations(student_BTH, teacher_BTG, heads)
+    refusal = tile_refusal(*(reference.split_heads(x, heads) for x in (student_BTH, teacher_BTG)))
+    return choose(backend, student_BTH, refusal=refusal)

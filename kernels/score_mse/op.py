@@ -1,0 +1,44 @@
+"""score_sse as objectives call it: one signature, the implementation chosen by where the tensors are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..attention_kl.reference import check_heads
+from ..backend import Backend, Choice, choose, tile_refusal
+from . import eager, reference
+from .reference import score_count
+
+__all__ = ["chosen", "score_count", "score_sse"]
+
+
+def score_sse(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    lengths_B: Tensor | None = None,
+    head_average: bool = False,
+    causal: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """reference.score_sse's loss by the backend that `chosen` names: same definition, guarantees and errors."""
+    choice = chosen(q_s, k_s, q_t, k_t, head_average=head_average, backend=backend)
+    if choice.backend == "triton":
+        from . import triton_kernel  # imports triton, which a CPU machine need not have
+
+        return triton_kernel.score_sse(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
+    module = eager if choice.backend == "eager" else reference
+    return module.score_sse(q_s, k_s, q_t, k_t, lengths_B=lengths_B, head_average=head_average, causal=causal)
+
+
+def chosen(
+    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, *, head_average: bool = False, backend: Backend = "auto"
+) -> Choice:
+    """What `score_sse` runs for tensors of these shapes, types and device, and why; see `backend.choose`."""
+    check_heads(q_s, k_s, q_t, k_t, equal_heads=not head_average)
+    refusal = tile_refusal(q_s, k_s, q_t, k_t)
+    if head_average:
+        refusal = "averaged scores are one (T, T) matrix per sequence, which one large product makes"
+    return choose(backend, q_s, refusal=refusal)
