@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from harness.data import shards
+from harness.data.cache import cached_folder
 from harness.data.hashing import permutation, text_word
 from harness.data.sources import SPLITS, Document, identity, read_documents
 from harness.data.tokenizer import SpecialIds, encode, load_tokenizer, special_ids, vocabulary_size
@@ -30,16 +28,8 @@ from harness.errors import DataError
 from harness.study import DataSpec, SourceSpec
 
 VERSION = 1
-Progress = Callable[[str, int], None]  # (what is happening to which source, documents so far)
-
-
-def cache_root() -> Path:
-    """$ISOBUDGET_CACHE, else $XDG_CACHE_HOME/isobudget, else ~/.cache/isobudget."""
-    own = os.environ.get("ISOBUDGET_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "isobudget"
+TELL_EVERY_S = 5.0
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -151,11 +141,12 @@ class Corpus:
         }
 
 
-def prepare(data: DataSpec, *, vocab_limit: int | None = None, progress: Progress | None = None) -> Corpus:
+def prepare(data: DataSpec, *, vocab_limit: int | None = None, tell: Tell | None = None) -> Corpus:
     """Open the corpus of a study, building what the cache does not have.
 
     Args:
         vocab_limit: rows of the model's embedding; a larger tokenizer is refused.
+        tell: hears a line when a source has to be built, and every few seconds while it is.
 
     Raises:
         DataError: anything about source, tokenizer or cache that cannot be used (exit code 3).
@@ -183,46 +174,20 @@ def prepare(data: DataSpec, *, vocab_limit: int | None = None, progress: Progres
             "fractions": [data.validation_fraction, data.test_fraction],
             "packing": VERSION,
         }
-        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:20]
-        folder = cache_root() / "corpora" / key
-        _publish_once(folder, lambda into, source=source: _build(into, source, data, progress))
+        folder = cached_folder("corpora", depends_on, lambda into, source=source: _build(into, source, data, tell))
         parts.append(_open_part(folder, source, data, size, share=source.weight / whole))
     return Corpus(parts, data=data, special=special, vocab_size=size, tokenizer_fingerprint=fingerprint)
 
 
-def _publish_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Run `build` on a temporary folder and rename it into place, unless someone already has."""
-    if (folder / "manifest.json").is_file():
-        return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if (folder / "manifest.json").is_file():
-                return
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
-                build(temporary)
-                temporary.chmod(0o755)
-                os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"the data cache {folder.parent}",
-            rule=f"cannot be written: {error}",
-            remedy="set ISOBUDGET_CACHE to a writable folder",
-        ) from error
-
-
-def _build(into: Path, source: SourceSpec, data: DataSpec, progress: Progress | None) -> None:
-    """Read, tokenise and pack one source into `into`; the manifest is written last."""
+def _build(into: Path, source: SourceSpec, data: DataSpec, tell: Tell | None) -> None:
+    """Read, tokenise and pack one source into the empty folder `into`."""
     tokenizer, fingerprint = load_tokenizer(data.tokenizer)
     special, size = special_ids(tokenizer), vocabulary_size(tokenizer)
     tally: dict[str, int] = {}
     counts = dict.fromkeys(SPLITS, 0)
     text_bytes = dict.fromkeys(SPLITS, 0)
-    say = progress or (lambda _what, _count: None)
-    say(f"reading {source.label}", 0)
+    say = _seldom(tell or (lambda _line: None))
+    say(f"reading {source.label}")
 
     # One pass over the documents: texts are sorted into one file per split first, then each is packed.
     files = {split: (into / f"{split}.jsonl").open("w", encoding="utf-8") for split in SPLITS}
@@ -245,7 +210,7 @@ def _build(into: Path, source: SourceSpec, data: DataSpec, progress: Progress | 
                 while batch := [json.loads(line)["text"] for line in islice(lines, 1024)]:
                     yield from (row for row in encode(tokenizer, batch) if row)
                     done += len(batch)
-                    say(f"tokenising {source.label} ({split})", done)
+                    say(f"tokenising {source.label}, {split}: {done:,} of {counts[split]:,} documents")
 
         written[split] = shards.write(
             into / f"{split}.bin",
@@ -273,6 +238,19 @@ def _build(into: Path, source: SourceSpec, data: DataSpec, progress: Progress | 
         "shards": {split: shard.to_json() for split, shard in written.items()},
     }
     (into / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _seldom(tell: Tell) -> Tell:
+    """Pass on the first line and then at most one every TELL_EVERY_S seconds."""
+    last = [-TELL_EVERY_S]
+
+    def say(line: str) -> None:
+        now = time.monotonic()
+        if now - last[0] >= TELL_EVERY_S:
+            last[0] = now
+            tell(line)
+
+    return say
 
 
 def _open_part(folder: Path, source: SourceSpec, data: DataSpec, vocab_size: int, *, share: float) -> Part:

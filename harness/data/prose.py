@@ -24,7 +24,7 @@ _TABLE = re.compile(r"^[|+]|^[-=+| ]{6,}$|\S\s{3,}\S.*\S\s{3,}\S|\s\|\s.*\s\|\s"
 _BULLET = re.compile(r"([-*•]|\d{1,2}[.)])\s+")
 _PARAMETER = re.compile(r"[*`]{0,3}[A-Za-z_][\w.]*[`*]{0,2}\s*(\([^)]*\))?\s*:(\s|$)")
 _BLOCK_DIRECTIVE = re.compile(
-    r"\.\.\s*(code|code-block|sourcecode|math|plot|image|figure|ipython|testcode|doctest|\[[^\]]*\]|_)", re.I
+    r"\.\.\s*(code|code-block|sourcecode|math|plot|image|figure|ipython|testcode|doctest|\[[^\]]*\]|_)", re.IGNORECASE
 )
 _DIRECTIVE = re.compile(r"\.\.\s*[\w:-]+::\s*")
 _INLINE: tuple[tuple[re.Pattern[str], str], ...] = tuple(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.data import neardup
+from harness.data.cache import cached_folder
 from harness.data.hashing import text_word
 from harness.data.prose import clean
 from harness.errors import DataError
@@ -93,7 +94,7 @@ def packages() -> dict[str, tuple[str, Path]]:
         except (importlib.metadata.PackageNotFoundError, ValueError, ImportError):
             continue
         if spec is not None and spec.submodule_search_locations:
-            found[name] = (version, Path(list(spec.submodule_search_locations)[0]))
+            found[name] = (version, Path(next(iter(spec.submodule_search_locations))))
     return found
 
 
@@ -106,14 +107,21 @@ def identity() -> dict[str, object]:
     }
 
 
-def passages() -> list[Passage]:
+def passages() -> Iterator[Passage]:
     """Every document, near-duplicates removed and packages capped, in a fixed order.
 
-    Takes 30 s of one core's time, spread over up to four processes.
+    The first call takes a minute of processor time, half of it shared by up to four processes; the
+    result stays in the data cache until a package's version changes.
 
     Raises:
         DataError: no package's source files are readable (a stripped or zipped installation).
     """
+    with (cached_folder("python-docs", identity(), _extract) / "passages.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Passage(*json.loads(line))
+
+
+def _extract(into: Path) -> None:
     raw = sorted(_read_all(), key=lambda row: (text_word(row[1]), row[0]))
     documents = _without_repeats(raw)
     group = neardup.groups(neardup.signatures(p.text for p in documents))
@@ -124,7 +132,8 @@ def passages() -> list[Passage]:
             rule="no docstrings were found in the installed packages",
             remedy="install packages with their sources, or set data.sources to a folder of text",
         )
-    return _capped(documents)
+    with (into / "passages.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps([p.text, p.key, p.label]) + "\n" for p in _capped(documents))
 
 
 def _without_repeats(raw: list[tuple[str, str, list[str]]]) -> list[Passage]:

@@ -10,50 +10,23 @@ which affords fewer steps, therefore sees a prefix.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from harness.data import mixture
+from harness.data.batch import Batch
 from harness.data.corpus import Corpus
 from harness.data.hashing import permutation, text_word
 from harness.data.masking import MaskedBlocks, mask_blocks
+from harness.data.prefetch import Prefetcher, prefetched
 from harness.errors import ConfigError, DataError
 from harness.study import MaskingSpec
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Batch", "Prefetcher", "SampleStream", "evaluation_batches", "prefetched"]
 
 _EVALUATION = text_word("evaluation")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch on one rank.
-
-    A sum over this batch divided by the matching count (the global step's mean per micro-batch) and
-    averaged over all micro-batches of all ranks is the global batch's mean, whatever the accumulation.
-    """
-
-    input_ids_BT: torch.Tensor
-    positions_N: torch.Tensor  # int64, into the flattened B·T
-    labels_N: torch.Tensor
-    masked_count: float
-    token_count: float
-    sequence_count: float
-    attention_mask_BT: torch.Tensor | None = None  # None: packed, nothing is padding
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
-        mask = self.attention_mask_BT
-        return replace(
-            self,
-            input_ids_BT=self.input_ids_BT.to(device, non_blocking=non_blocking),
-            positions_N=self.positions_N.to(device, non_blocking=non_blocking),
-            labels_N=self.labels_N.to(device, non_blocking=non_blocking),
-            attention_mask_BT=None if mask is None else mask.to(device, non_blocking=non_blocking),
-        )
 
 
 class Drawn(NamedTuple):
@@ -62,37 +35,6 @@ class Drawn(NamedTuple):
     source: npt.NDArray[np.int64]
     epoch: npt.NDArray[np.int64]
     block: npt.NDArray[np.int64]
-
-
-def shares(weights: list[float]) -> list[tuple[int, int]]:
-    """For each source but the last, its share of what the earlier ones leave, as (numerator, denominator)."""
-    exact = [Fraction(str(w)) for w in weights]
-    table = []
-    for index in range(len(exact) - 1):
-        share = (exact[index] / sum(exact[index:])).limit_denominator(10**6)
-        table.append((share.numerator, share.denominator))
-    return table
-
-
-def mixture(
-    samples: npt.NDArray[np.int64], table: list[tuple[int, int]]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(source, index within source) of each global sample index; integers only, no state.
-
-    The first source takes sample i when floor((i+1)·p) > floor(i·p); what it leaves is renumbered and
-    offered to the next. After n samples a source has its exact share to within one sample per source.
-    Valid below 9·10**12 samples.
-    """
-    source = np.full(samples.shape, len(table), dtype=np.int64)
-    index = samples.astype(np.int64).copy()
-    open_ = np.ones(samples.shape, dtype=bool)
-    for number, (p, q) in enumerate(table):
-        before = index * p // q
-        takes = open_ & ((index + 1) * p // q > before)
-        source[takes] = number
-        index = np.where(takes, before, np.where(open_, index - before, index))
-        open_ &= ~takes
-    return source, index
 
 
 class SampleStream:
@@ -130,7 +72,7 @@ class SampleStream:
         self._sources = corpus.sources
         self._words = [text_word(f"source:{label}") for label in self._sources]
         self._sizes = [len(corpus.blocks("train", label)) for label in self._sources]
-        self._shares = shares([corpus.weights[label] for label in self._sources])
+        self._shares = mixture.shares([corpus.weights[label] for label in self._sources])
         self._orders: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
 
     @property
@@ -139,7 +81,7 @@ class SampleStream:
 
     def locate(self, samples: npt.NDArray[np.int64]) -> Drawn:
         """The source, epoch and block of global sample indices."""
-        source, index = mixture(samples, self._shares)
+        source, index = mixture.locate(samples, self._shares)
         size = np.asarray(self._sizes, dtype=np.int64)[source]
         epoch, place = index // size, index % size
         block = np.empty_like(place)
@@ -171,27 +113,25 @@ class SampleStream:
         samples_AB = self.samples_of(step)
         blocks = self.masked(samples_AB.reshape(-1))
         b = self.micro_batch
-        return [_to_batch(MaskedBlocks(*(x[a * b : (a + 1) * b] for x in blocks))) for a in range(self.accumulation)]
+        return [Batch.of(MaskedBlocks(*(x[a * b : (a + 1) * b] for x in blocks))) for a in range(self.accumulation)]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How often `steps` steps go through each source."""
         return {
             label: taken / size
-            for label, taken, size in zip(self._sources, self._taken(steps), self._sizes, strict=True)
+            for label, taken, size in zip(
+                self._sources, mixture.taken(steps * self.sequences, self._shares), self._sizes, strict=True
+            )
         }
 
     def unique_tokens(self, steps: int) -> int:
         """Distinct tokens seen in `steps` steps; less than steps × tokens_per_step once a source repeats."""
-        return sum(min(t, n) for t, n in zip(self._taken(steps), self._sizes, strict=True)) * self.corpus.block_length
-
-    def _taken(self, steps: int) -> list[int]:
-        """Samples taken from each source by the first `steps` steps, in exact integers."""
-        left = steps * self.sequences
-        taken = []
-        for p, q in self._shares:
-            taken.append(left * p // q)
-            left -= taken[-1]
-        return [*taken, left]
+        return (
+            sum(
+                min(t, n) for t, n in zip(mixture.taken(steps * self.sequences, self._shares), self._sizes, strict=True)
+            )
+            * self.corpus.block_length
+        )
 
     def _order(self, source: int, epoch: int) -> npt.NDArray[np.int64]:
         key = (source, epoch)
@@ -246,19 +186,4 @@ def evaluation_batches(
         mask_id=corpus.special.mask,
         vocab_size=corpus.vocab_size,
     )
-    return [_to_batch(MaskedBlocks(*(x[at : at + batch] for x in masked))) for at in range(0, blocks, batch)]
-
-
-def _to_batch(masked: MaskedBlocks) -> Batch:
-    import torch
-
-    count, length = masked.input_ids_BT.shape
-    positions_BM = masked.positions_BM + np.arange(count, dtype=np.int64)[:, None] * length
-    return Batch(
-        input_ids_BT=torch.from_numpy(np.ascontiguousarray(masked.input_ids_BT)),
-        positions_N=torch.from_numpy(positions_BM.reshape(-1)),
-        labels_N=torch.from_numpy(np.ascontiguousarray(masked.labels_BM).reshape(-1)),
-        masked_count=float(positions_BM.size),
-        token_count=float(count * length),
-        sequence_count=float(count),
-    )
+    return [Batch.of(MaskedBlocks(*(x[at : at + batch] for x in masked))) for at in range(0, blocks, batch)]
