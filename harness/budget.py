@@ -170,8 +170,10 @@ class Ledger:
             "sums": [[a.value, u.value, amount] for (a, u), amount in sorted(self._sums.items())],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> list[Charge]:
         """Continue from `state()`, dropping lines of the file that were written after it.
+
+        Returns the dropped work as charges to the account LOST, one per unit, for the caller to post.
 
         Raises:
             CheckpointError: the state belongs to another budget or another accounting.
@@ -186,10 +188,9 @@ class Ledger:
         self.postings = int(state["postings"])
         self._spent = state["spent"]
         self._sums = {(Account(a), Unit(u)): amount for a, u, amount in state["sums"]}
-        if self._path is not None:
-            self._truncate(self.postings)
+        return [] if self._path is None else self._truncate(self.postings)
 
-    def _truncate(self, postings: int) -> None:
+    def _truncate(self, postings: int) -> list[Charge]:
         assert self._path is not None
         self.close()
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
@@ -202,16 +203,22 @@ class Ledger:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(lines[:postings]), encoding="utf-8")
         os.replace(temporary, self._path)
+        lost: dict[Unit, int | float] = {}
+        for row in parse_postings("".join(lines[postings:])):
+            for account, amount, unit, _ in row["charges"]:
+                if account != Account.LOST:
+                    lost[Unit(unit)] = lost.get(Unit(unit), 0) + amount
+        return [Charge(Account.LOST, amount, unit) for unit, amount in sorted(lost.items())]
 
 
 def _line(charge: Charge) -> list[Any]:
     return [charge.account.value, charge.amount, charge.unit.value, charge.source]
 
 
-def read_postings(path: Path) -> list[dict[str, Any]]:
-    """Every complete line of a ledger file; a torn last line (kill -9 in a write) is dropped."""
+def parse_postings(text: str) -> list[dict[str, Any]]:
+    """Every complete line of a ledger file's text; a torn last line (kill -9 in a write) is dropped."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

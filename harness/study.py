@@ -22,6 +22,9 @@ from harness.errors import ConfigError
 STUDIES = Path(__file__).parent / "studies"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
+# Accounts whose cost is known before it is spent; the others are always reported.
+CHARGEABLE = frozenset({Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE, Account.TEACHER_TRAINING})
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -104,12 +107,13 @@ class TeacherSpec(Spec):
 
 
 class OptimizerSpec(Spec):
-    """AdamW; weight decay touches matrices only, never biases and norms."""
+    """AdamW; weight decay touches matrices only, never biases and norms; `clip` bounds the global gradient norm."""
 
     lr: Annotated[float, Field(gt=0)] = 5e-4
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
     eps: Annotated[float, Field(gt=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
 
 
 class ScheduleSpec(Spec):
@@ -135,8 +139,9 @@ class AccountingSpec(Spec):
     def _chargeable(cls, accounts: list[Account]) -> list[Account]:
         if Account.STUDENT_STEP not in accounts:
             raise ValueError("STUDENT_STEP must be charged, or no run would ever end")
-        if Account.LOST in accounts:
-            raise ValueError("LOST is always reported and never charged")
+        refused = sorted(set(accounts) - CHARGEABLE)
+        if refused:
+            raise ValueError(f"{refused[0]} is reported, not charged; chargeable are {', '.join(sorted(CHARGEABLE))}")
         return sorted(set(accounts))
 
 
@@ -147,6 +152,7 @@ class ReadoutSpec(Spec):
     positions: Positive = 320
     blocks: Positive = 1500
     lr: Annotated[float, Field(gt=0)] = 3e-3
+    on_curve: bool = False
 
 
 class ProbeSpec(Spec):
@@ -164,7 +170,7 @@ class EvaluationSpec(Spec):
     """What every student is measured by, and which score decides the verdict."""
 
     main: str = "readout.loss"
-    curve_points: Annotated[int, Field(ge=0)] = 8
+    curve_points: Annotated[int, Field(ge=0)] = 4
     mlm_blocks: Positive = 512
     readout: ReadoutSpec | None = ReadoutSpec()
     probes: ProbeSpec | None = None

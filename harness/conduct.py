@@ -1,0 +1,309 @@
+"""Conducts a study: trains what is missing, evaluates what is missing, reports.
+
+Every (arm, seed) is one trial with its own directory and record. A finished directory given new arms,
+seeds or evaluations runs only those.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from harness import environment
+from harness.budget import Account, Charge
+from harness.data.stream import SampleStream, evaluation_batches
+from harness.engine import Engine, device_of
+from harness.errors import IsoBudgetError
+from harness.hardware import bf16_in_hardware, has_cuda
+from harness.meters.device_time import DeviceClock
+from harness.models.signals import Needs, Signals
+from harness.models.student import build_student, export
+from harness.models.teacher import Teacher
+from harness.progress import Silent
+from harness.ranks import Ranks
+from harness.rundir import RunDirectory, write_json
+from harness.train import Trial
+from harness.trainee import VALIDATION, VALIDATION_NEEDS, Trainee, parameter_groups
+from harness.units import Unit, format_amount
+
+if TYPE_CHECKING:
+    from harness.setting import ArmSetting, Setting
+
+# Added to an arm's seed for its projections, so that they never share draws with the student's weights.
+PROJECTION_STREAM = 1_000_003
+# Measured time is summed over this many steps before ranks exchange it, unless the budget is in time.
+TIME_POSTING_STEPS = 16
+
+
+class StopFlag:
+    """Set by SIGTERM or SIGUSR1; the loop saves and leaves at the next step."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopFlag:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._raise)
+        return self
+
+    def _raise(self, number: int, frame: Any) -> None:
+        self.raised = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        return self.raised
+
+
+@dataclass
+class Conductor:
+    """One study on these ranks."""
+
+    setting: Setting
+    directory: RunDirectory
+    ranks: Ranks
+    tell: Silent
+    command: str = ""
+    resume: bool = False
+
+    def run(self) -> None:
+        """Train and evaluate every missing trial.
+
+        Raises:
+            Preempted: a signal asked to stop; the run can be resumed.
+            NumericError, CheckpointError: from a trial; finished trials are kept.
+        """
+        study = self.setting.study
+        with StopFlag() as stop:
+            for seed in study.seeds:
+                for arm in self.setting.arms.values():
+                    done = self.ranks.share(
+                        (self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" if self.ranks.is_main else None
+                    )
+                    if not done:
+                        self.train(arm, seed, stop)
+            from harness.evaluate.suite import Suite
+
+            Suite(self.setting, self.directory, self.ranks, self.tell, stop).run()
+
+    # -- one trial -----------------------------------------------------------------------------------
+    def train(self, arm: ArmSetting, seed: int, stop: StopFlag) -> None:
+        folder = self.directory.trial(arm.arm.name, seed)
+        started = time.monotonic()
+        if self.ranks.is_main:
+            if not self.resume and folder.exists():
+                shutil.rmtree(folder)  # a trial that never saved a checkpoint and was not asked to resume
+            folder.mkdir(parents=True, exist_ok=True)
+        self.ranks.barrier()
+        trial = self.trial(arm, seed, folder, stop)
+        resumed = self.resume and trial.resume()
+        if not resumed:
+            trial.ledger.post(arm.upfront(), step=0)
+            if self.ranks.is_main:
+                (folder / "metrics.jsonl").unlink(missing_ok=True)
+        if self.ranks.is_main:
+            write_json(
+                self.directory.root / "environment.json",
+                environment.record(
+                    self.setting, self.ranks, command=self.command, resolved_engine=trial.engine.resolved_config
+                ),
+            )
+        startup = time.monotonic() - started
+        label = f"{arm.arm.name} · seed {seed}"
+        self.tell.begin(label, trial.ledger.budget.limit, trial.ledger.budget.unit)
+        try:
+            trial.run()
+        finally:
+            self.tell.end()
+        trial.ledger.post([Charge(Account.STARTUP, startup * self.ranks.world, Unit.GPU_SECOND, "measured")], step=trial.progress.step)
+        weights = trial.engine.weights(trial.trainee.student)
+        if self.ranks.is_main:
+            record = self.record(arm, seed, trial)
+            export(arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record))
+            write_json(folder / "record.json", record)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            self.tell.say(
+                f"{label}: {record['steps']:,} steps, {format_amount(record['tokens'], Unit.TOKEN)}, "
+                f"{format_amount(record['charged'], trial.ledger.budget.unit)} charged, {record['seconds']:.0f} device s"
+            )
+        trial.ledger.close()
+        trial.engine.close()
+        del trial
+        gc.collect()
+        self.ranks.barrier()
+
+    def trial(self, arm: ArmSetting, seed: int, folder: Path, stop: Callable[[], bool]) -> Trial:
+        """Student, objective, engine, teacher, stream, ledger and meters of one trial."""
+        study, setting = arm.study, self.setting
+        student = build_student(arm.config, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + PROJECTION_STREAM)
+            plan = arm.plan()
+        torch.manual_seed(seed)  # dropout, where a study has any
+        trainee = Trainee(student, arm.shape, plan)
+        groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, study.optimizer)
+        engine = Engine(
+            trainee, groups.groups, setting.ds_config, sequences=study.batch.sequences, ranks=self.ranks,
+            betas=study.optimizer.betas, eps=study.optimizer.eps, clip=study.optimizer.clip,
+        )  # fmt: skip
+        stream = SampleStream(
+            setting.corpus, seed=seed, sequences=study.batch.sequences, micro_batch=engine.micro_batch,
+            rank=self.ranks.rank, world=self.ranks.world, masking=study.data.masking,
+        )  # fmt: skip
+        in_time = study.limit.unit is Unit.GPU_SECOND
+        clock = DeviceClock(self.ranks, cuda=has_cuda(), every=1 if in_time else TIME_POSTING_STEPS)
+        ledger = arm.ledger(path=folder / "ledger.jsonl" if self.ranks.is_main else None)
+        trial = Trial(
+            directory=folder, trainee=trainee, groups=groups, engine=engine, teacher=self.teacher(arm, plan), stream=stream,
+            corpus=setting.corpus, ledger=ledger, meters=[*arm.analytic_meters(plan), clock], clock=clock,
+            schedule=study.schedule, peak_lr=study.optimizer.lr, ranks=self.ranks, watcher=self.tell,
+            curve_points=study.evaluation.curve_points, saves=study.checkpoints, stop_requested=stop,
+        )  # fmt: skip
+        if plan.trains_head:
+            trial.validate = self.validation(trial)
+        if study.evaluation.readout is not None and study.evaluation.readout.on_curve:
+            trial.snapshot = self.snapshots(trial)
+        return trial
+
+    def teacher(self, arm: ArmSetting, plan: Any) -> Teacher | None:
+        if arm.teacher is None:
+            return None
+        dtype = torch.bfloat16 if bf16_in_hardware() else torch.float32
+        teacher = Teacher(arm.teacher, device=device_of(self.ranks), dtype=dtype)
+        needs = Needs()
+        for phase in range(len(plan.phases)):
+            needs |= plan.teacher_needs(phase)
+        teacher.cut(needs)
+        return teacher
+
+    def validation(self, trial: Trial) -> Callable[[], dict[str, float]]:
+        """Own MLM loss on held-out blocks, each rank doing an equal share."""
+        study = self.setting.study
+        batches = evaluation_batches(
+            self.setting.corpus, "validation", blocks=study.evaluation.mlm_blocks, batch=64, masking=study.data.masking
+        )
+        mine = batches[self.ranks.rank : len(batches) - len(batches) % self.ranks.world or None : self.ranks.world] or batches
+
+        def validate() -> dict[str, float]:
+            sums = [0.0, 0.0, 0.0]
+            begun = time.monotonic()
+            flop = 0
+            for batch in mine:
+                batch = batch.to(trial.engine.device)
+                terms = trial.engine.evaluate(batch, Signals(), VALIDATION)
+                sums = [sums[0] + terms["loss"].item(), sums[1] + terms["hits"].item(), sums[2] + batch.labels_N.numel()]
+                size = batch.input_ids_BT.shape
+                flop += VALIDATION_NEEDS.forward_flops(
+                    trial.trainee.shape, sequences=size[0], length=size[1], masked=batch.labels_N.numel()
+                )
+            loss, hits, count, flops, seconds = self.ranks.add([*sums, flop, time.monotonic() - begun])
+            trial.ledger.post(
+                [
+                    Charge(Account.EVALUATION, int(flops), Unit.FLOP),
+                    Charge(Account.EVALUATION, seconds, Unit.GPU_SECOND, "measured"),
+                ],
+                step=trial.progress.step,
+            )
+            return {"mlm_loss": loss / count, "mlm_accuracy": hits / count}
+
+        return validate
+
+    def snapshots(self, trial: Trial) -> Callable[[int, float], None]:
+        """Weights at each point of the curve, for read-outs made after training; removed once read."""
+
+        def snapshot(point: int, fraction: float) -> None:
+            weights = trial.engine.weights(trial.trainee.student)
+            if self.ranks.is_main:
+                folder = trial.directory / "snapshots"
+                folder.mkdir(exist_ok=True)
+                unique = {id(v.untyped_storage()): k for k, v in weights.items()}
+                save_file({k: weights[k] for k in unique.values()}, folder / f"{point}.safetensors")
+                place = {
+                    "step": trial.progress.step, "fraction": fraction, "spent": trial.ledger.spent,
+                    "seconds": trial.ledger.amount(Account.STUDENT_STEP, Unit.GPU_SECOND)
+                    + trial.ledger.amount(Account.TEACHER_FORWARD, Unit.GPU_SECOND),
+                }  # fmt: skip
+                write_json(folder / f"{point}.json", place)
+
+        return snapshot
+
+    def record(self, arm: ArmSetting, seed: int, trial: Trial) -> dict[str, Any]:
+        """What is known of a trial when its training ends; evaluation adds scores."""
+        ledger, steps = trial.ledger, trial.progress.step
+        phase = trial.trainee.plan.phase_at(ledger.fraction_spent)
+        expected = [charge for meter in trial.meters for charge in meter.next_step(phase)]
+        busy = (Account.STUDENT_STEP, Account.TEACHER_FORWARD)
+        return {
+            "name": arm.arm.name,
+            "seed": seed,
+            "state": "done",
+            "objective": arm.arm.model_dump(mode="json")["objective"],
+            "phases": [
+                {"until": phase.until, "terms": [vars(term) for term in phase.terms]} for phase in trial.trainee.plan.phases
+            ],
+            "differs": arm.arm.differs,
+            "steps": steps,
+            "skipped_steps": trial.progress.skipped,
+            "tokens": steps * trial.stream.tokens_per_step,
+            "unique_tokens": trial.stream.unique_tokens(steps),
+            "epochs": trial.stream.epochs(steps),
+            "charged": ledger.spent,
+            "unspent": ledger.remaining,
+            "step_price": ledger.price(expected),
+            "seconds": sum(ledger.amount(account, Unit.GPU_SECOND) for account in busy),
+            "wall_seconds": trial.progress.seconds,
+            "accounts": ledger.accounts(),
+            "scores": {},
+            "warnings": [],
+            "head_trained": trial.trainee.plan.trains_head,
+            "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
+            "untrained_parameters": [n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")],
+            "micro_batch": trial.engine.micro_batch,
+            "accumulation": trial.engine.accumulation,
+        }
+
+
+def card(record: dict[str, Any]) -> dict[str, Any]:
+    """What travels with an exported student: enough to know what made it and what it cost."""
+    flop = {account: units.get("flop", 0) for account, units in record["accounts"].items()}
+    charged = ("STUDENT_STEP", "TEACHER_FORWARD", "OBJECTIVE")
+    return {
+        "made_by": "isobudget",
+        "objective": record["objective"],
+        "seed": record["seed"],
+        "steps": record["steps"],
+        "tokens": record["tokens"],
+        "training_flop": sum(flop.get(account, 0) for account in charged),
+        "accounts": record["accounts"],
+        "untrained_parameters": record["untrained_parameters"],
+    }
+
+
+def guarded(ranks: Ranks, action: Callable[[], Any]) -> Any:
+    """Rank 0 acts; its result, or the error it met, reaches every rank, so none waits for another."""
+    outcome: tuple[Any, BaseException | None] = (None, None)
+    if ranks.is_main:
+        try:
+            outcome = (action(), None)
+        except IsoBudgetError as error:
+            outcome = (None, error)
+    value, error = ranks.share(outcome)
+    if error is not None:
+        raise error
+    return value
+
+

@@ -1,0 +1,194 @@
+"""The training engine: DeepSpeed around one module that holds the student and its objective.
+
+The only importer of deepspeed. Everything that differs between ZeRO stages and precisions ends here:
+the loop sees forward, backward, step, and whether the step was applied.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from harness.ds_config import DsConfig
+from harness.errors import CheckpointError
+from harness.hardware import has_cuda, usable_cores
+from harness.ranks import Ranks, free_port, from_environment
+
+
+def _import_deepspeed() -> Any:
+    # DeepSpeed probes accelerators at import and warns when it finds none; say which one it is.
+    if not has_cuda():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    # init_distributed would compile a C++ shared-memory all-reduce that only inference uses.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+def connect(*, timeout_s: float = 1800.0) -> Ranks:
+    """Join the ranks of this run (one process when no launcher set an environment) and set its threads."""
+    from datetime import timedelta
+
+    ranks = from_environment()
+    if "OMP_NUM_THREADS" not in os.environ or (ranks.world == 1 and "TORCHELASTIC_RUN_ID" in os.environ):
+        # DeepSpeed's launcher sets nothing: two ranks on two cores would run four threads and crawl.
+        torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
+    if dist.is_initialized():
+        return Ranks(ranks.rank, ranks.world, ranks.local_rank, ranks.local_world)
+    deepspeed = _import_deepspeed()
+    facts = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.local_rank}
+    for key, value in facts.items():
+        os.environ[key] = str(value)
+    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_PORT", str(free_port() if ranks.world == 1 else 29500))
+    backend = "nccl" if has_cuda() else "gloo"
+    if has_cuda():
+        torch.cuda.set_device(ranks.local_rank)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
+    if ranks.world > 1:
+        ranks.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    return ranks
+
+
+def device_of(ranks: Ranks) -> torch.device:
+    return torch.device("cuda", ranks.local_rank) if has_cuda() else torch.device("cpu")
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that can be told to let one step pass: ZeRO-0 in fp32 applies non-finite gradients unaided."""
+
+    let_pass = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        if not self.let_pass:
+            return super().step(closure)
+        self.let_pass = False
+        return None
+
+
+class Engine:
+    """One DeepSpeed engine; ranks call every method together."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: list[dict[str, Any]],
+        config: DsConfig,
+        *,
+        sequences: int,
+        ranks: Ranks,
+        betas: tuple[float, float],
+        eps: float,
+        clip: float | None,
+    ) -> None:
+        """Wrap `module`, whose forward returns loss terms; `groups` are AdamW groups of its trained weights."""
+        deepspeed = _import_deepspeed()
+        self.ranks = ranks
+        self.config = config
+        self.device = device_of(ranks)
+        # These stages and precisions step the client optimizer on plain gradients, so the check is ours.
+        self._guards_itself = config.stage == 0 and config.precision in ("fp32", "bf16-autocast")
+        resolved = config.resolved(sequences=sequences, world=ranks.world, clip=None if self._guards_itself else clip)
+        self.resolved_config = resolved
+        self.micro_batch: int = resolved["train_micro_batch_size_per_gpu"]
+        self.accumulation: int = resolved["gradient_accumulation_steps"]
+        self._clip = clip
+        self._trained = [p for group in groups for p in group["params"]]
+        fused = not config.tree.get("zero_optimization", {}).get("offload_optimizer")
+        self._client = GuardedAdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+        self._ds, *_ = deepspeed.initialize(
+            model=module.to(self.device), optimizer=self._client, config=resolved, dist_init_required=False
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        return self._ds.module
+
+    def set_learning_rate(self, lr: float, *, active: list[bool]) -> None:
+        """Set the rate of every group; groups that get no gradient now rest at zero, so they do not decay."""
+        for group, on in zip(self._ds.optimizer.param_groups, active, strict=True):
+            group["lr"] = lr if on else 0.0
+
+    def learning_rates(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, for reading."""
+        return self._ds.optimizer.param_groups
+
+    def __call__(self, *args: Any) -> dict[str, torch.Tensor]:
+        return self._ds(*args)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._ds.backward(loss)
+
+    def step(self) -> bool:
+        """End a micro-batch; at the accumulation boundary update the weights.
+
+        Returns False when the boundary's update was skipped because a gradient was not finite, on any
+        rank: gradients are reduced before the check, so all ranks decide alike.
+        """
+        boundary = self._ds.is_gradient_accumulation_boundary()
+        applied = True
+        if boundary and self._guards_itself:
+            gradients = [p.grad for p in self._trained if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            applied = bool(torch.isfinite(norm))
+            if not applied:
+                self._client.let_pass = True
+            elif self._clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
+        self._ds.step()
+        if boundary and not self._guards_itself:
+            applied = bool(self._ds.was_step_applied())
+        return applied
+
+    def evaluate(self, *args: Any) -> dict[str, torch.Tensor]:
+        """One forward in eval mode without gradients."""
+        self._ds.eval()
+        try:
+            with torch.no_grad():
+                return self._ds(*args)
+        finally:
+            self._ds.train()
+
+    def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """All weights of a submodule in fp32 on the CPU, complete on every rank."""
+        if self.config.stage < 3:
+            return {k: v.detach().float().cpu().clone() for k, v in module.state_dict().items()}
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(module.parameters())):
+            return {k: v.detach().float().cpu().clone() for k, v in module.state_dict().items()}
+
+    def save(self, folder: Path) -> None:
+        """Write every rank's share below `folder`; publishing it is the checkpoint module's business."""
+        self._ds.save_checkpoint(str(folder), tag="engine", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore weights, optimizer and scaler from a verified folder.
+
+        Raises:
+            CheckpointError: DeepSpeed found nothing to load (it only warns).
+        """
+        loaded, _ = self._ds.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False)
+        if loaded is None:
+            raise CheckpointError(f"checkpoint {folder.name}", rule="the engine found no state in it", remedy="use an older one")
+
+    def close(self) -> None:
+        self._ds.destroy()
+
+
+def disconnect() -> None:
+    """Leave the process group; a run that ends without it makes NCCL and gloo complain."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,37 @@
+"""Held-out masked language modelling with the student's own head."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from harness.data.stream import Batch
+from harness.evaluate.subject import Subject
+from harness.models.signals import Needs
+
+NEEDS = Needs(logits="masked")
+
+
+@torch.no_grad()
+def evaluate(subject: Subject, batches: list[Batch]) -> dict[str, float]:
+    """Mean cross-entropy (nats) and accuracy over all masked positions of the batches."""
+    loss, hits, count = 0.0, 0, 0
+    for batch in batches:
+        batch = batch.to(subject.device)
+        head = subject.signals(NEEDS, input_ids_BT=batch.input_ids_BT, positions_N=batch.positions_N).head
+        assert head is not None
+        logits = head.logits().float()
+        loss += functional.cross_entropy(logits, batch.labels_N, reduction="sum").item()
+        hits += int((logits.argmax(-1) == batch.labels_N).sum())
+        count += batch.labels_N.numel()
+    return {"mlm.loss": loss / count, "mlm.accuracy": hits / count}
+
+
+def flops(subject: Subject, batches: list[Batch]) -> int:
+    """Closed-form FLOPs of one evaluation."""
+    return sum(
+        NEEDS.forward_flops(
+            subject.shape, sequences=b.input_ids_BT.shape[0], length=b.input_ids_BT.shape[1], masked=b.labels_N.numel()
+        )
+        for b in batches
+    )

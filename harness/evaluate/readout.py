@@ -1,0 +1,115 @@
+"""The read-out: a fresh MLM head trained for a fixed number of steps on a frozen body.
+
+It makes students comparable that were never given a head to train. The body does not change, so its
+states at the masked positions are computed once and the head learns from them. Layers compete on
+validation positions, because the layer above the last Q, K, V of a MiniLM-type student is untrained;
+the score is that of the winning layer on test positions.
+Shapes: N masked positions, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.data.stream import Batch
+from harness.evaluate.subject import Subject
+from harness.models.signals import Needs
+from harness.study import ReadoutSpec
+
+LAYERS_TRIED = 2
+HEAD_SEED = 20_240_419
+
+
+@dataclass(frozen=True)
+class Features:
+    """States at masked positions by layer, each (N, H), and the tokens that were there."""
+
+    states: dict[int, torch.Tensor]
+    labels_N: torch.Tensor
+
+
+def layers_tried(layers: int) -> list[int]:
+    return list(range(max(1, layers - LAYERS_TRIED + 1), layers + 1))
+
+
+@torch.no_grad()
+def features(subject: Subject, batches: list[Batch]) -> Features:
+    """The frozen body's states of the tried layers at every masked position."""
+    tried = layers_tried(subject.shape.layers)
+    needs = Needs(states=frozenset(tried))
+    rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in tried}
+    for batch in batches:
+        batch = batch.to(subject.device)
+        states = subject.signals(needs, input_ids_BT=batch.input_ids_BT).states
+        for layer in tried:
+            rows[layer].append(states[layer].flatten(0, 1).index_select(0, batch.positions_N))
+    labels = torch.cat([batch.labels_N for batch in batches]).to(subject.device)
+    return Features({layer: torch.cat(parts) for layer, parts in rows.items()}, labels)
+
+
+class ReadoutHead(nn.Sequential):
+    """Standardised input, then BERT's head: dense, GELU, norm, decoder of its own."""
+
+    def __init__(self, hidden: int, vocab: int) -> None:
+        dense, decoder = nn.Linear(hidden, hidden), nn.Linear(hidden, vocab)
+        nn.init.normal_(decoder.weight, std=hidden**-0.5)
+        nn.init.zeros_(decoder.bias)
+        super().__init__(nn.LayerNorm(hidden), dense, nn.GELU(), nn.LayerNorm(hidden), decoder)
+
+
+def train_head(states_NH: torch.Tensor, labels_N: torch.Tensor, *, vocab: int, spec: ReadoutSpec) -> ReadoutHead:
+    """Train one head with a fixed recipe and a fixed seed: the same for every arm."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(HEAD_SEED)
+        head = ReadoutHead(states_NH.shape[1], vocab).to(states_NH.device)
+        order = torch.cat([torch.randperm(len(labels_N)) for _ in range(-(-spec.steps * spec.positions // len(labels_N)))])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    for step in range(spec.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = spec.lr * min(1.0, 10 * (step + 1) / spec.steps) * (1 - step / spec.steps)
+        chosen = order[step * spec.positions : (step + 1) * spec.positions].to(states_NH.device)
+        loss = functional.cross_entropy(head(states_NH[chosen]), labels_N[chosen])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return head
+
+
+@torch.no_grad()
+def score(head: ReadoutHead, states_NH: torch.Tensor, labels_N: torch.Tensor) -> tuple[float, float]:
+    """(cross-entropy in nats, accuracy) over all positions."""
+    loss, hits = 0.0, 0
+    for states, labels in zip(states_NH.split(4096), labels_N.split(4096), strict=True):
+        logits = head(states)
+        loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+        hits += int((logits.argmax(-1) == labels).sum())
+    return loss / len(labels_N), hits / len(labels_N)
+
+
+def evaluate(
+    subject: Subject, *, train: list[Batch], validation: list[Batch], test: list[Batch], spec: ReadoutSpec
+) -> dict[str, float]:
+    """`readout.loss`, `readout.accuracy` on test, and `readout.layer`, the layer that won on validation."""
+    learn, select, judge = (features(subject, batches) for batches in (train, validation, test))
+    best: tuple[float, int, ReadoutHead] | None = None
+    for layer in layers_tried(subject.shape.layers):
+        head = train_head(learn.states[layer], learn.labels_N, vocab=subject.shape.vocab, spec=spec)
+        loss, _ = score(head, select.states[layer], select.labels_N)
+        if best is None or loss < best[0]:
+            best = loss, layer, head
+    assert best is not None
+    _, layer, head = best
+    loss, accuracy = score(head, judge.states[layer], judge.labels_N)
+    return {"readout.loss": loss, "readout.accuracy": accuracy, "readout.layer": float(layer)}
+
+
+def flops(subject: Subject, *, blocks: int, length: int, spec: ReadoutSpec) -> int:
+    """Closed-form FLOPs: the body's forwards over `blocks` blocks and the heads' training."""
+    body = Needs(states=frozenset({subject.shape.layers}))
+    forwards = body.forward_flops(subject.shape, sequences=blocks, length=length, masked=0)
+    heads = len(layers_tried(subject.shape.layers)) * 3 * subject.shape.head_flops(spec.steps * spec.positions)
+    return forwards + heads

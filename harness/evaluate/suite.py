@@ -1,0 +1,247 @@
+"""Which evaluations a study wants, which are missing, and who computes them.
+
+A subject is a trained student, the untrained student, or the teacher. Each has `evaluations.json`:
+item → {key, scores, flop, seconds}; an item whose key (what it depends on) is unchanged is not repeated.
+Subjects are dealt over ranks; nothing here needs ranks to talk until all are done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file
+
+from harness.data.stream import Batch, evaluation_batches
+from harness.engine import device_of
+from harness.errors import Preempted
+from harness.evaluate import mlm, readout
+from harness.evaluate.subject import Subject
+from harness.models.student import build_student
+from harness.models.teacher import resolve
+from harness.progress import Silent
+from harness.ranks import Ranks
+from harness.rundir import RunDirectory, read_json, write_json
+from harness.units import Unit
+
+if TYPE_CHECKING:
+    from harness.data.probes import ProbeData
+    from harness.setting import Setting
+
+BATCH = 64
+READOUT_BLOCK_STREAM = 7  # the read-out learns from train blocks in its own fixed order
+HEADLESS = (
+    "MLM loss is that of a head this objective never trains; compare arms by the read-out or by downstream scores"
+)
+# Changing how a score is computed changes this number, so that finished runs are evaluated again.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One subject: where its evaluations are kept and how to load a fresh copy."""
+
+    name: str
+    folder: Path
+    load: Callable[[], Subject]
+    snapshots: bool = False
+
+
+class Suite:
+    """All evaluations of one study."""
+
+    def __init__(
+        self, setting: Setting, directory: RunDirectory, ranks: Ranks, tell: Silent, stop: Callable[[], bool]
+    ) -> None:
+        self.setting = setting
+        self.spec = setting.study.evaluation
+        self.directory = directory
+        self.ranks = ranks
+        self.tell = tell
+        self.stop = stop
+        self.device = device_of(ranks)
+
+    def run(self) -> None:
+        """Compute what is missing, then write scores into records and references."""
+        candidates = self.candidates()
+        for candidate in candidates[self.ranks.rank :: self.ranks.world]:
+            self.evaluate(candidate)
+        self.ranks.barrier()
+        if self.ranks.is_main:
+            self.publish(candidates)
+        self.ranks.barrier()
+
+    def candidates(self) -> list[Candidate]:
+        study = self.setting.study
+        found: list[Candidate] = []
+        for arm in self.setting.arms.values():
+            for seed in study.seeds:
+                folder = self.directory.trial(arm.arm.name, seed)
+                found.append(Candidate(f"{arm.arm.name} · seed {seed}", folder, lambda f=folder: self._load(f / "student"), True))
+        references = self.directory.root / "references"
+        first = next(iter(self.setting.arms.values()))
+        found.append(
+            Candidate(
+                "untrained student", references / "untrained",
+                lambda: Subject(build_student(first.config, seed=study.seeds[0]), device=self.device),
+            )  # fmt: skip
+        )
+        teacher = next((arm.teacher for arm in self.setting.arms.values() if arm.teacher is not None), None)
+        if teacher is not None:
+            found.append(Candidate("teacher", references / "teacher", lambda: self._load(resolve(teacher.path))))
+        return found
+
+    def _load(self, folder: Path) -> Subject:
+        return Subject.load(folder, device=self.device)
+
+    # -- one subject ---------------------------------------------------------------------------------
+    def evaluate(self, candidate: Candidate) -> None:
+        candidate.folder.mkdir(parents=True, exist_ok=True)
+        file = candidate.folder / "evaluations.json"
+        done: dict[str, Any] = read_json(file) or {}
+        for item, key in self.items().items():
+            if done.get(item, {}).get("key") == key:
+                continue
+            if self.stop():
+                raise Preempted("stopped by a signal while evaluating", remedy="run again with --resume to continue")
+            begun = time.monotonic()
+            subject = candidate.load()
+            scores, flop = self.score(item, subject)
+            if item == "readout" and candidate.snapshots:
+                flop += self.read_curve(candidate, subject)
+            done[item] = {"key": key, "scores": scores, "flop": flop, "seconds": time.monotonic() - begun}
+            write_json(file, done)
+        self.tell.say(f"{candidate.name}: {self.brief(done)}")
+
+    def items(self) -> dict[str, str]:
+        """Every evaluation the study asks for, with the key of what it depends on."""
+        wanted: dict[str, Any] = {"mlm": self.spec.mlm_blocks}
+        if self.spec.readout is not None:
+            wanted["readout"] = self.spec.readout.model_dump(mode="json")
+        if self.spec.probes is not None:
+            recipe = self.spec.probes.model_dump(mode="json", exclude={"tasks"})
+            wanted |= {f"probe.{task}": recipe for task in self.spec.probes.tasks}
+        base = [VERSION, self.setting.corpus.fingerprint]
+        return {
+            item: hashlib.sha256(json.dumps([*base, item, what], sort_keys=True).encode()).hexdigest()[:16]
+            for item, what in wanted.items()
+        }
+
+    def score(self, item: str, subject: Subject) -> tuple[dict[str, float], int]:
+        """Scores and closed-form FLOPs of one item."""
+        if item == "mlm":
+            batches = self.batches("test", self.spec.mlm_blocks)
+            return mlm.evaluate(subject, batches), mlm.flops(subject, batches)
+        if item == "readout":
+            assert self.spec.readout is not None
+            spec = self.spec.readout
+            blocks = spec.blocks + 2 * self.spec.mlm_blocks
+            scores = readout.evaluate(subject, **self.readout_batches, spec=spec)
+            return scores, readout.flops(subject, blocks=blocks, length=self.setting.study.data.block_length, spec=spec)
+        from harness.evaluate import probes
+
+        assert self.spec.probes is not None
+        task = item.removeprefix("probe.")
+        data = self.probe(task)
+        return {item: probes.evaluate(subject, data, spec=self.spec.probes)}, probes.flops(subject, data, spec=self.spec.probes)
+
+    def read_curve(self, candidate: Candidate, subject: Subject) -> int:
+        """Read-outs of the bodies kept along the way; appends them to the trial's metrics."""
+        assert self.spec.readout is not None
+        folder, flop = candidate.folder / "snapshots", 0
+        for place in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+            weights = place.with_suffix(".safetensors")
+            subject.model.load_state_dict(load_file(weights), strict=False)
+            scores, cost = self.score("readout", subject)
+            flop += cost
+            row = {**(read_json(place) or {}), **{name.replace(".", "_"): value for name, value in scores.items()}}
+            with (candidate.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            weights.unlink()
+            place.unlink()
+        return flop
+
+    # -- shared data, built once -----------------------------------------------------------------------
+    def batches(self, split: str, blocks: int, seed: int = 0) -> list[Batch]:
+        blocks = min(blocks, len(self.setting.corpus.blocks(split)))
+        return evaluation_batches(
+            self.setting.corpus, split, blocks=blocks, batch=BATCH, masking=self.setting.study.data.masking, seed=seed
+        )
+
+    @cached_property
+    def readout_batches(self) -> dict[str, list[Batch]]:
+        assert self.spec.readout is not None
+        return {
+            "train": self.batches("train", self.spec.readout.blocks, seed=READOUT_BLOCK_STREAM),
+            "validation": self.batches("validation", self.spec.mlm_blocks),
+            "test": self.batches("test", self.spec.mlm_blocks),
+        }
+
+    def probe(self, task: str) -> ProbeData:
+        from harness.data.probes import build_probe
+
+        if task not in self._probes:
+            assert self.spec.probes is not None
+            length = min(self.setting.study.data.block_length, *(arm.shape.max_length for arm in self.setting.arms.values()))
+            self._probes[task] = build_probe(
+                task, self.setting.corpus, self.setting.tokenizer, train_examples=self.spec.probes.train_examples,
+                test_examples=self.spec.probes.test_examples, max_length=length,
+            )  # fmt: skip
+        return self._probes[task]
+
+    @cached_property
+    def _probes(self) -> dict[str, ProbeData]:
+        return {}
+
+    # -- results -------------------------------------------------------------------------------------
+    def publish(self, candidates: list[Candidate]) -> None:
+        """Merge evaluations into records and references.json. Rank 0 only."""
+        items = self.items()
+        references: dict[str, Any] = {}
+        for candidate in candidates:
+            done = {k: v for k, v in (read_json(candidate.folder / "evaluations.json") or {}).items() if k in items}
+            scores = {name: value for row in done.values() for name, value in row["scores"].items()}
+            if not candidate.snapshots:
+                references[candidate.folder.name] = {"scores": scores}
+                continue
+            record = read_json(candidate.folder / "record.json")
+            record["scores"] = scores
+            during = record["accounts"].setdefault("EVALUATION", {})
+            record["accounts"]["EVALUATION"] = {
+                Unit.FLOP.value: during.get("flop_in_training", during.get("flop", 0)) + sum(row["flop"] for row in done.values()),
+                Unit.GPU_SECOND.value: during.get("gpu-second_in_training", during.get("gpu-second", 0.0))
+                + sum(row["seconds"] for row in done.values()),
+                "flop_in_training": during.get("flop_in_training", during.get("flop", 0)),
+                "gpu-second_in_training": during.get("gpu-second_in_training", during.get("gpu-second", 0.0)),
+            }
+            if not record["head_trained"]:
+                record["warnings"] = sorted({*record["warnings"], HEADLESS})
+            write_json(candidate.folder / "record.json", record)
+        if self.spec.probes is not None and self.spec.probes.tasks:
+            tasks = {task: self.probe(task) for task in self.spec.probes.tasks}
+            from harness.data.probes import bag_of_words_accuracy
+
+            references["bag_of_words"] = {"scores": {f"probe.{t}": bag_of_words_accuracy(data) for t, data in tasks.items()}}
+            references["probes"] = {
+                t: {"description": d.description, "classes": list(d.classes), "majority": d.majority_accuracy, "test_examples": len(d.test)}
+                for t, d in tasks.items()
+            }
+        teacher = next((arm for arm in self.setting.arms.values() if arm.teacher is not None), None)
+        if teacher is not None and teacher.teacher is not None:
+            references["teacher_training"] = {
+                "flop": teacher.teacher.training_flop,
+                "tokens": teacher.teacher.provenance.get("tokens"),
+                "note": f"trained on: {teacher.study.teacher.trained_on if teacher.study.teacher else 'unknown'} data",
+            }
+        write_json(self.directory.root / "references.json", references)
+
+    @staticmethod
+    def brief(done: dict[str, Any]) -> str:
+        scores = {name: value for row in done.values() for name, value in row["scores"].items()}
+        return ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if name != "readout.layer")

@@ -1,0 +1,57 @@
+"""What this machine offers to training: device, cores, and the half precision it computes in hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of the first core, empty where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    line = next((row for row in text.splitlines() if row.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+def bf16_in_hardware() -> bool:
+    """True where bf16 matrix products are faster than fp32; emulated bf16 is slower and gains nothing."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe() -> dict[str, Any]:
+    """For the run record."""
+    import torch
+
+    cpu = ""
+    try:
+        rows = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((row.partition(":")[2].strip() for row in rows if row.startswith("model name")), "")
+    except OSError:
+        cpu = platform.processor()
+    facts: dict[str, Any] = {
+        "cpu": cpu or platform.machine(),
+        "cores": usable_cores(),
+        "threads_per_rank": torch.get_num_threads(),
+        "bf16_in_hardware": bf16_in_hardware(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_cuda() else [],
+    }
+    return facts

@@ -1,0 +1,60 @@
+"""One attention function for every model: SDPA, handing out Q, K and V of the layers that are watched.
+
+Registered with transformers under the name `isobudget`, with its mask function, so any model built
+or loaded with `attn_implementation="isobudget"` runs it. Shapes: B sequences, A heads, T tokens,
+d head size; Q, K, V are (B, A, T, d), after rotary embedding where a model has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "isobudget"
+
+QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_watch: list[QKV] | None = None
+
+
+@contextmanager
+def watched() -> Iterator[list[QKV]]:
+    """Collect (q, k, v) of every attention that runs inside, with their gradient history."""
+    global _watch
+    seen: list[QKV] = []
+    outer, _watch = _watch, seen
+    try:
+        yield seen
+    finally:
+        _watch = outer
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention; returns (B, T, A, d) as transformers' modules expect."""
+    if _watch is not None:
+        _watch.append((query, key, value))
+    context = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )
+    return context.transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `attn_implementation="isobudget"` known; without its mask function masks would be dropped."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

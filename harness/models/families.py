@@ -1,0 +1,231 @@
+"""How each transformers family is walked: embeddings, layers one by one, final norm, head.
+
+A family knows the module names of one architecture and nothing else. With it a forward pass can stop
+at any layer, or after the Q, K, V of a layer, and give out exactly what was asked for.
+Shapes: B sequences, T tokens, H hidden, E embedding width, N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
+
+from harness.models.attention import QKV
+from harness.models.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every layer of one forward pass shares."""
+
+    mask_BQK: torch.Tensor | None = None
+    local_mask_BQK: torch.Tensor | None = None
+    rotary: dict[str, tuple[torch.Tensor, torch.Tensor]] | None = None
+
+
+def padding_mask(attention_mask_BT: torch.Tensor | None) -> torch.Tensor | None:
+    """A boolean (B, 1, 1, T) mask for SDPA, or None where nothing is padded."""
+    return None if attention_mask_BT is None else attention_mask_BT[:, None, None, :].bool()
+
+
+class Family:
+    """BERT's own layout; the other families override what differs."""
+
+    body_name = "bert"
+
+    def __init__(self, model: PreTrainedModel, shape: Shape) -> None:
+        self.model = model
+        self.shape = shape
+
+    @property
+    def body(self) -> Any:
+        return getattr(self.model, self.body_name)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.body.encoder.layer
+
+    def context(self, hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor | None) -> Context:
+        return Context(mask_BQK=padding_mask(attention_mask_BT))
+
+    def embed(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        """State 0, (B, T, H)."""
+        return self.body.embeddings(input_ids=input_ids_BT)
+
+    def layer(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> torch.Tensor:
+        return self.layers[number - 1](hidden_BTH, context.mask_BQK)
+
+    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> QKV:
+        """Q, K, V (B, A, T, d) of one layer without running the rest of it."""
+        attention = self.self_attention(number)
+        inputs = self.attention_input(number, hidden_BTH)
+        return tuple(self.split(project(inputs)) for project in (attention.query, attention.key, attention.value))
+
+    def self_attention(self, number: int) -> Any:
+        return self.layers[number - 1].attention.self
+
+    def attention_input(self, number: int, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return hidden_BTH
+
+    def split(self, projected_BTH: torch.Tensor) -> torch.Tensor:
+        return projected_BTH.unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
+
+    def final(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        """The norm between the last layer and the head, of pre-norm families."""
+        return hidden_BTH
+
+    def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """(N, H) → (N, E), ready for the decoder."""
+        return self.model.cls.predictions.transform(hidden_NH)
+
+    @property
+    def decoder(self) -> nn.Linear:
+        """The (V, E) output projection, tied to the input embeddings."""
+        return self.model.get_output_embeddings()
+
+
+class Roberta(Family):
+    body_name = "roberta"
+
+    def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        head = self.model.lm_head
+        return head.layer_norm(nn.functional.gelu(head.dense(hidden_NH)))
+
+
+class RobertaPreLayerNorm(Roberta):
+    body_name = "roberta_prelayernorm"
+
+    def attention_input(self, number: int, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return self.layers[number - 1].attention.LayerNorm(hidden_BTH)
+
+    def final(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return self.body.LayerNorm(hidden_BTH)
+
+
+class DistilBert(Family):
+    body_name = "distilbert"
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.body.transformer.layer
+
+    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> QKV:
+        attention = self.layers[number - 1].attention
+        return tuple(self.split(project(hidden_BTH)) for project in (attention.q_lin, attention.k_lin, attention.v_lin))
+
+    def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return self.model.vocab_layer_norm(self.model.activation(self.model.vocab_transform(hidden_NH)))
+
+
+class Electra(Family):
+    body_name = "electra"
+
+    def embed(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        embedded = self.body.embeddings(input_ids=input_ids_BT)
+        return self.body.embeddings_project(embedded) if hasattr(self.body, "embeddings_project") else embedded
+
+    def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return self.model.generator_predictions(hidden_NH)
+
+
+class ModernBert(Family):
+    body_name = "model"
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.body.layers
+
+    def context(self, hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor | None) -> Context:
+        length, device = hidden_BTH.shape[1], hidden_BTH.device
+        positions = torch.arange(length, device=device)
+        mask = padding_mask(attention_mask_BT)
+        half = self.model.config.local_attention // 2
+        local = None
+        if half < length - 1:
+            near = (positions[:, None] - positions[None, :]).abs() <= half
+            local = near[None, None] if mask is None else near[None, None] & mask
+        rotary = {
+            kind: self.body.rotary_emb(hidden_BTH, positions[None], kind) for kind in set(self.model.config.layer_types)
+        }
+        return Context(mask_BQK=mask, local_mask_BQK=local if local is not None else mask, rotary=rotary)
+
+    def layer(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> torch.Tensor:
+        layer = self.layers[number - 1]
+        is_local = layer.attention_type == "sliding_attention"
+        assert context.rotary is not None
+        return layer(
+            hidden_BTH,
+            attention_mask=context.local_mask_BQK if is_local else context.mask_BQK,
+            position_embeddings=context.rotary[layer.attention_type],
+        )
+
+    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> QKV:
+        layer = self.layers[number - 1]
+        assert context.rotary is not None
+        cos, sin = context.rotary[layer.attention_type]
+        packed = layer.attn.Wqkv(layer.attn_norm(hidden_BTH)).unflatten(-1, (3, -1, self.shape.head_dim))
+        query, key, value = (part.transpose(1, 2) for part in packed.unbind(dim=-3))
+        query, key = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=1)
+        return query, key, value
+
+    def final(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return self.body.final_norm(hidden_BTH)
+
+    def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return self.model.head(hidden_NH)
+
+
+_BY_TYPE: dict[str, type[Family]] = {
+    "bert": Family,
+    "roberta": Roberta,
+    "roberta-prelayernorm": RobertaPreLayerNorm,
+    "distilbert": DistilBert,
+    "electra": Electra,
+    "modernbert": ModernBert,
+}
+
+
+def family_of(model: PreTrainedModel, shape: Shape) -> Family:
+    """The walker for a model whose shape is known to be supported (see `harness.models.shapes.shape_of`)."""
+    return _BY_TYPE[shape.family](model, shape)
+
+
+def config_of(family: str, *, layers: int, hidden: int, heads: int, intermediate: int, vocab: int, length: int,
+              init_std: float, dropout: float, special: dict[str, int]) -> PretrainedConfig:  # fmt: skip
+    """A transformers config for a model to be trained from random weights.
+
+    `special` gives pad, cls, sep and mask ids. Positions are exactly as many as a block has, and never
+    fewer than 16, so that fine-tuning tasks of ordinary length still fit.
+    """
+    from transformers import AutoConfig
+
+    common: dict[str, Any] = {
+        "vocab_size": vocab, "initializer_range": init_std, "pad_token_id": special["pad"],
+        "bos_token_id": special["cls"], "eos_token_id": special["sep"], "tie_word_embeddings": True,
+    }  # fmt: skip
+    if family == "distilbert":
+        return AutoConfig.for_model(
+            family, dim=hidden, n_layers=layers, n_heads=heads, hidden_dim=intermediate, max_position_embeddings=length,
+            dropout=dropout, attention_dropout=dropout, **common,
+        )  # fmt: skip
+    sizes = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": intermediate,
+    }  # fmt: skip
+    if family == "modernbert":
+        return AutoConfig.for_model(
+            family, **sizes, max_position_embeddings=length, attention_dropout=dropout, embedding_dropout=dropout,
+            mlp_dropout=dropout, cls_token_id=special["cls"], sep_token_id=special["sep"], **common,
+        )  # fmt: skip
+    if family in ("roberta", "roberta-prelayernorm"):
+        length = length + special["pad"] + 1
+    if family == "electra":
+        common["embedding_size"] = hidden
+    return AutoConfig.for_model(
+        family, **sizes, max_position_embeddings=length, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+        type_vocab_size=2 if family in ("bert", "electra") else 1, **common,
+    )  # fmt: skip

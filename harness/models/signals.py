@@ -1,0 +1,140 @@
+"""What an objective may ask of a model, and the forward pass that computes just that.
+
+`Needs` is the question, `Signals` the answer. A forward ends at the deepest thing needed: the head
+when logits are, a layer when its state is, and half-way through a layer when only its Q, K, V are.
+Shapes: B sequences, T tokens, H hidden, A heads, d head size, N positions, E embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from harness.errors import ConfigError
+from harness.models.attention import QKV, watched
+from harness.models.families import Family
+from harness.models.shapes import Shape
+
+Positions = Literal["none", "masked", "tokens"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Layers count from 1, states from 0 (the embeddings) to `layers` (after the final norm)."""
+
+    logits: Positions = "none"
+    states: frozenset[int] = frozenset()
+    qkv: frozenset[int] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        order: list[Positions] = ["none", "masked", "tokens"]
+        logits = max(self.logits, other.logits, key=order.index)
+        return Needs(logits=logits, states=self.states | other.states, qkv=self.qkv | other.qkv)
+
+    def __bool__(self) -> bool:
+        return self.logits != "none" or bool(self.states) or bool(self.qkv)
+
+    def check(self, shape: Shape, *, whose: str) -> None:
+        """Raise ConfigError when a layer does not exist."""
+        for number in sorted(self.states | self.qkv):
+            if not 0 <= number <= shape.layers or (number == 0 and 0 in self.qkv):
+                raise ConfigError(
+                    f"layer {number} of the {whose}", rule=f"it has layers 1 to {shape.layers}", remedy="choose one of those"
+                )
+
+    def full_layers(self, shape: Shape) -> int:
+        """Layers that run whole."""
+        if self.logits != "none":
+            return shape.layers
+        deepest_qkv = max(self.qkv, default=0)
+        return max(max(self.states, default=0), deepest_qkv - 1)
+
+    def cut_layer(self, shape: Shape) -> int | None:
+        """The layer of which only Q, K, V run, if the forward ends there."""
+        deepest = max(self.qkv, default=0)
+        return deepest if deepest > self.full_layers(shape) else None
+
+    def positions(self, *, tokens: int, masked: int) -> int:
+        """Positions at which the head runs."""
+        return {"none": 0, "masked": masked, "tokens": tokens}[self.logits]
+
+    def forward_flops(self, shape: Shape, *, sequences: int, length: int, masked: int) -> int:
+        """Closed-form FLOPs of one forward that answers these needs; `masked` counts all sequences."""
+        if not self:
+            return 0
+        flops = shape.embedding_flops(sequences=sequences, length=length)
+        for number in range(1, self.full_layers(shape) + 1):
+            flops += shape.layer_flops(number, sequences=sequences, length=length)
+        if self.cut_layer(shape) is not None:
+            flops += shape.qkv_flops(sequences=sequences, length=length)
+        return flops + shape.head_flops(self.positions(tokens=sequences * length, masked=masked))
+
+
+@dataclass
+class Head:
+    """Logits, not yet multiplied out: losses may fuse the product with the decoder."""
+
+    hidden_NE: torch.Tensor
+    weight_VE: torch.Tensor
+    bias_V: torch.Tensor | None
+
+    def logits(self) -> torch.Tensor:
+        """(N, V)."""
+        return nn.functional.linear(self.hidden_NE, self.weight_VE, self.bias_V)
+
+
+@dataclass
+class Signals:
+    """The answer to `Needs`: states (B, T, H) and (q, k, v), each (B, A, T, d), by number."""
+
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+    qkv: dict[int, QKV] = field(default_factory=dict)
+    head: Head | None = None
+
+
+def run(
+    family: Family,
+    needs: Needs,
+    *,
+    input_ids_BT: torch.Tensor,
+    positions_N: torch.Tensor | None,
+    attention_mask_BT: torch.Tensor | None = None,
+) -> Signals:
+    """One forward pass that computes what `needs` names and nothing beyond it.
+
+    `positions_N` are flat indices into B·T at which the head runs when `needs.logits` is "masked"; for
+    "tokens" it runs at every position that is not a pad.
+    """
+    signals = Signals()
+    shape = family.shape
+    hidden = family.embed(input_ids_BT)
+    context = family.context(hidden, attention_mask_BT)
+    if 0 in needs.states:
+        signals.states[0] = hidden
+    last = needs.full_layers(shape)
+    for number in range(1, last + 1):
+        if number in needs.qkv:
+            with watched() as seen:
+                hidden = family.layer(number, hidden, context)
+            signals.qkv[number] = seen[-1]
+        else:
+            hidden = family.layer(number, hidden, context)
+        if number == shape.layers:
+            hidden = family.final(hidden)
+        if number in needs.states:
+            signals.states[number] = hidden
+    if (cut := needs.cut_layer(shape)) is not None:
+        signals.qkv[cut] = family.qkv(cut, hidden, context)
+    if needs.logits != "none":
+        flat = hidden.flatten(0, 1)
+        if needs.logits == "masked":
+            assert positions_N is not None
+            flat = flat.index_select(0, positions_N)
+        elif attention_mask_BT is not None:
+            flat = flat[attention_mask_BT.flatten().bool()]
+        decoder = family.decoder
+        signals.head = Head(family.head_transform(flat), decoder.weight, decoder.bias)
+    return signals

@@ -1,0 +1,179 @@
+"""Teachers: frozen, in eval mode, without gradients, cut after the deepest layer anyone needs.
+
+Weights come from safetensors only, and none may be missing: a teacher with random parts would load
+silently and decide a study. No code from a model folder is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import ConfigError, TeacherError
+from harness.models.shapes import CAUSAL_MODEL_TYPES, Shape, shape_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.models.signals import Needs, Signals
+    from harness.objectives.base import TrainingBatch
+
+BUILTIN = Path(__file__).parent.parent / "assets" / "teacher"
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """What is known of a teacher before its weights are touched."""
+
+    path: str
+    shape: Shape
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def training_flop(self) -> float | None:
+        """What training it cost, as its own record says; None when nobody knows."""
+        value = self.provenance.get("training_flop")
+        return None if value is None else float(value)
+
+
+def inspect(path: str) -> TeacherInfo:
+    """Read a teacher's config and provenance; needs no weights.
+
+    Raises:
+        TeacherError: no such folder or Hub model, no readable config, a causal model, or an unsupported family.
+    """
+    folder = resolve(path)
+    config = _config(folder, path)
+    kind = str(config.get("model_type"))
+    architectures = [str(a) for a in config.get("architectures") or []]
+    if kind in CAUSAL_MODEL_TYPES or config.get("is_decoder") or any(a.endswith("CausalLM") for a in architectures):
+        raise TeacherError(
+            f"teacher {path} is a causal {kind} model", rule="a masked student needs a masked teacher",
+            remedy="choose a BERT-like teacher",
+        )  # fmt: skip
+    try:
+        shape = shape_of(config)
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise TeacherError(f"teacher {path}", rule=f"unusable config: {error}", remedy="choose a BERT-like teacher") from None
+    record = folder / "isobudget.json"
+    provenance = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return TeacherInfo(path=path, shape=shape, provenance=provenance)
+
+
+def resolve(path: str) -> Path:
+    """The local folder of a teacher: the shipped one, a folder, or a download of its safetensors from the Hub."""
+    if path == "builtin":
+        return BUILTIN
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
+        raise TeacherError(f"teacher {path}", rule="no such folder", remedy="give a folder in Hugging Face layout, or a Hub name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+    except (OSError, HFValidationError, ValueError) as error:
+        raise TeacherError(
+            f"teacher {path}", rule=f"neither a local folder nor reachable on the Hub ({type(error).__name__})",
+            remedy="give a local folder, or check the name and the network",
+        ) from None  # fmt: skip
+
+
+def _config(folder: Path, path: str) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise TeacherError(f"teacher {path}", rule="no readable config.json", remedy="give a folder in Hugging Face layout") from None
+    if not isinstance(config, dict):
+        raise TeacherError(f"teacher {path}", rule="config.json is no mapping", remedy="restore the file")
+    if "auto_map" in config:
+        raise TeacherError(f"teacher {path}", rule="its config wants to run remote code", remedy="choose a model transformers knows")
+    if config.get("model_type") is not None:
+        from transformers import AutoConfig
+
+        try:
+            # Fills in what a terse config.json leaves to the family's defaults.
+            return AutoConfig.for_model(**config).to_dict()
+        except (ValueError, TypeError) as error:
+            raise TeacherError(f"teacher {path}", rule=f"unusable config: {error}", remedy="restore config.json") from None
+    return config
+
+
+class Teacher:
+    """A frozen model that answers `Needs`; half precision where the hardware computes it."""
+
+    def __init__(self, info: TeacherInfo, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Load all weights, or raise TeacherError naming the missing ones."""
+        import torch
+        from transformers import AutoModelForMaskedLM
+        from transformers.utils import logging
+
+        from harness.models import attention
+        from harness.models.families import family_of
+
+        attention.register()
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # the loading report is read below, not printed
+        try:
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                resolve(info.path),
+                attn_implementation=attention.NAME,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+        except Exception as error:  # any failure to read someone's files is the teacher's, not ours
+            raise TeacherError(
+                f"teacher {info.path}", rule=f"its safetensors cannot be loaded ({_first_line(error)})",
+                remedy="give a complete folder in Hugging Face layout with safetensors weights",
+            ) from None  # fmt: skip
+        finally:
+            logging.set_verbosity(verbosity)
+        bad = sorted(report["missing_keys"]) + sorted(str(k) for k in report.get("mismatched_keys") or [])
+        if bad:
+            raise TeacherError(
+                f"teacher {info.path} lacks {len(bad)} weights, first {bad[0]}", rule="a teacher must be complete",
+                remedy="give the full masked-language-model checkpoint, head included",
+            )  # fmt: skip
+        model.requires_grad_(False).eval()
+        self.info = info
+        self.dtype = dtype
+        self.family = family_of(model.to(device=device, dtype=dtype), info.shape)
+
+    def cut(self, needs: Needs) -> None:
+        """Free the layers and the head that no objective of this run will ask for."""
+        import torch
+
+        deepest = needs.cut_layer(self.info.shape) or needs.full_layers(self.info.shape)
+        layers = self.family.layers
+        for index in range(deepest, len(layers)):
+            layers[index] = torch.nn.Identity()
+
+    def __call__(self, batch: TrainingBatch, needs: Needs) -> Signals:
+        """Signals without gradient history; nothing at all is computed when nothing is needed."""
+        import torch
+
+        from harness.models.signals import Signals, run
+
+        if not needs:
+            return Signals()
+        # no_grad, not inference_mode: TinyBERT's projections save teacher states for their backward.
+        with torch.no_grad():
+            return run(
+                self.family,
+                needs,
+                input_ids_BT=batch.input_ids_BT,
+                positions_N=batch.positions_N,
+                attention_mask_BT=batch.attention_mask_BT,
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,1 @@
+"""Distillation methods, one file each; `harness.objectives.base.discover` finds them."""

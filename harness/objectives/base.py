@@ -1,0 +1,279 @@
+"""What an objective is, and how studies name, weigh and schedule objectives.
+
+An `Objective` declares which signals it needs from the student and from the teacher, returns named
+loss terms, and states the FLOPs its own products cost. A `Plan` is what an arm trains with: phases by
+fraction of the budget, each a weighted sum of objectives. From scratch is the plan that needs no teacher.
+
+Every term is a sum divided by the batch's global mean count (masked positions, tokens or sequences),
+so accumulation and world size do not change it; sums accumulate in fp32 or better.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+import harness.objectives
+from harness.errors import ConfigError
+from harness.models.shapes import Shape
+from harness.models.signals import Needs, Signals
+
+
+class TrainingBatch(Protocol):
+    """The part of a batch that objectives read; `harness.data.stream.Batch` is one."""
+
+    input_ids_BT: torch.Tensor
+    positions_N: torch.Tensor
+    labels_N: torch.Tensor
+    attention_mask_BT: torch.Tensor | None
+    masked_count: float
+    token_count: float
+    sequence_count: float
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What one forward covers; `masked` counts the masked positions of all sequences."""
+
+    sequences: int
+    length: int
+    masked: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+
+class Options(BaseModel):
+    """Options of one objective as a study writes them; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Objective(nn.Module):
+    """One distillation method between two shapes. Subclasses set `name`, `Options`, and the needs."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Options]] = Options
+    needs_teacher: ClassVar[bool] = True
+    student_needs: Needs = Needs()
+    teacher_needs: Needs = Needs()
+
+    def __init__(self, options: Options, student: Shape, teacher: Shape | None) -> None:
+        super().__init__()
+        self.options = options
+        self.student_shape = student
+        if teacher is None and self.needs_teacher:
+            raise ConfigError(
+                f"objective {self.name}", rule="it needs a teacher", remedy="add a teacher block to the study"
+            )
+        self._teacher_shape = teacher
+
+    @property
+    def teacher_shape(self) -> Shape:
+        assert self._teacher_shape is not None
+        return self._teacher_shape
+
+    def forward(self, student: Signals, teacher: Signals, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        """Named loss terms, already weighted within the method; their sum is the objective."""
+        raise AssertionError(f"{self.name} defines no terms")
+
+    def flops(self, size: StepSize) -> int:
+        """FLOPs of the objective's own matrix products, forward and backward, teacher side included."""
+        return 0
+
+    def refuse(self, value: str, rule: str, remedy: str) -> ConfigError:
+        return ConfigError(f"objective {self.name}: {value}", rule=rule, remedy=remedy)
+
+
+def discover() -> dict[str, type[Objective]]:
+    """Every objective, by name: each module of this package that defines one."""
+    found: dict[str, type[Objective]] = {}
+    for module in pkgutil.iter_modules(harness.objectives.__path__):
+        if module.name == "base":
+            continue
+        for value in vars(importlib.import_module(f"harness.objectives.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Objective) and value is not Objective and "name" in vars(value):
+                found[value.name] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective and its weight, as the study writes it."""
+
+    name: str
+    weight: float
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Terms that apply until this fraction of the budget is spent."""
+
+    until: float
+    terms: tuple[Term, ...]
+
+
+def parse(spec: str | dict[str, Any]) -> list[Phase]:
+    """Read an arm's `objective`: a name, `{name: …, option: …}`, `{terms: […]}` or `{phases: […]}`.
+
+    Raises:
+        ConfigError: unknown objective or key, weights that sum to nothing, phases out of order.
+    """
+    if isinstance(spec, dict) and "phases" in spec:
+        items = spec["phases"]
+        if set(spec) != {"phases"} or not isinstance(items, list) or not items:
+            raise ConfigError(f"objective {spec}", rule="phases is a list and stands alone", remedy="list {until, name} items")
+        phases: list[Phase] = []
+        for item in items:
+            item = dict(item)
+            until = item.pop("until", 1.0)
+            if not isinstance(until, int | float) or not (phases[-1].until if phases else 0) < until <= 1:
+                raise ConfigError(f"phase until = {until!r}", rule="ends rise within (0, 1]", remedy="for example 0.7, then 1.0")
+            phases.append(Phase(float(until), _terms(item)))
+        if phases[-1].until != 1.0:
+            raise ConfigError(f"last phase until = {phases[-1].until}", rule="the last phase ends at 1.0", remedy="set until: 1.0")
+        return phases
+    return [Phase(1.0, _terms(spec))]
+
+
+def _terms(spec: str | dict[str, Any]) -> tuple[Term, ...]:
+    if isinstance(spec, dict) and "terms" in spec:
+        if set(spec) != {"terms"} or not isinstance(spec["terms"], list) or not spec["terms"]:
+            raise ConfigError(f"objective {spec}", rule="terms is a list and stands alone", remedy="list {name, weight} items")
+        terms = tuple(_term(item) for item in spec["terms"])
+    else:
+        terms = (_term(spec),)
+    if not sum(term.weight for term in terms) > 0:
+        raise ConfigError(f"objective {spec}", rule="the weights sum to nothing", remedy="give one term a positive weight")
+    names = [term.name for term in terms]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"objective {spec}", rule="an objective is listed twice", remedy="merge the two terms")
+    return terms
+
+
+def _term(spec: str | dict[str, Any]) -> Term:
+    options = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
+    name = options.pop("name", None)
+    known = discover()
+    if name not in known:
+        raise ConfigError(f"objective {name!r}", rule=f"known are {', '.join(sorted(known))}", remedy="choose one of those")
+    weight = options.pop("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        raise ConfigError(f"objective {name}: weight {weight!r}", rule="weights are numbers ≥ 0", remedy="give one")
+    return Term(name, float(weight), options)
+
+
+class Plan(nn.Module):
+    """The objectives of one arm, phase by phase, with their learned parts."""
+
+    def __init__(self, spec: str | dict[str, Any], *, student: Shape, teacher: Shape | None) -> None:
+        super().__init__()
+        self.phases = parse(spec)
+        known = discover()
+        self.parts = nn.ModuleList()
+        for phase in self.phases:
+            part = nn.ModuleDict()
+            for term in phase.terms:
+                part[term.name] = _build(known[term.name], term, student, teacher)
+            self.parts.append(part)
+        for phase in range(len(self.phases)):
+            self.student_needs(phase).check(student, whose="student")
+            if teacher is not None:
+                self.teacher_needs(phase).check(teacher, whose="teacher")
+
+    def objectives(self, phase: int) -> list[tuple[float, Objective]]:
+        part = self.parts[phase]
+        return [(term.weight, part[term.name]) for term in self.phases[phase].terms]  # type: ignore[misc, index]
+
+    def phase_at(self, fraction: float) -> int:
+        """The phase a step belongs to that begins when this fraction of the budget is spent."""
+        return next((i for i, phase in enumerate(self.phases) if fraction < phase.until), len(self.phases) - 1)
+
+    def student_needs(self, phase: int) -> Needs:
+        needs = Needs()
+        for _, objective in self.objectives(phase):
+            needs |= objective.student_needs
+        return needs
+
+    def teacher_needs(self, phase: int) -> Needs:
+        needs = Needs()
+        for _, objective in self.objectives(phase):
+            needs |= objective.teacher_needs
+        return needs
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(self.teacher_needs(phase) for phase in range(len(self.phases)))
+
+    @property
+    def trains_head(self) -> bool:
+        """True when some phase trains the student's own MLM head."""
+        return any(self.student_needs(phase).logits != "none" for phase in range(len(self.phases)))
+
+    def flops(self, phase: int, size: StepSize) -> int:
+        return sum(objective.flops(size) for _, objective in self.objectives(phase))
+
+    def forward(self, phase: int, student: Signals, teacher: Signals, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        """Named terms and their weighted sum under "total"."""
+        terms: dict[str, torch.Tensor] = {}
+        total: torch.Tensor | None = None
+        for weight, objective in self.objectives(phase):
+            for name, value in objective(student, teacher, batch).items():
+                terms[f"{objective.name}.{name}"] = value.detach()
+                total = weight * value if total is None else total + weight * value
+        assert total is not None
+        return {"total": total, **terms}
+
+
+def _build(kind: type[Objective], term: Term, student: Shape, teacher: Shape | None) -> Objective:
+    try:
+        options = kind.Options.model_validate(term.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = "unknown option" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigError(
+            f"objective {term.name}: {key} = {first.get('input')!r}",
+            rule=message,
+            remedy=f"options are {', '.join(kind.Options.model_fields) or 'none'}",
+        ) from None
+    return kind(options, student, teacher)
+
+
+# -- shared pieces -----------------------------------------------------------------------------------
+
+
+def lengths_of(batch: TrainingBatch) -> torch.Tensor | None:
+    """Real tokens of each sequence (B,), or None where nothing is padded."""
+    return None if batch.attention_mask_BT is None else batch.attention_mask_BT.sum(dim=1)
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """fp32 for half inputs, unchanged otherwise."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def token_rows(states_BTH: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+    """The rows (N, H) of all real tokens; pads never enter, whatever they hold."""
+    flat = states_BTH.flatten(0, 1)
+    return flat if batch.attention_mask_BT is None else flat[batch.attention_mask_BT.flatten().bool()]
+
+
+def evenly_spaced(objective: Objective) -> int:
+    """k, when the teacher has k layers for every student layer; ConfigError otherwise."""
+    deep, shallow = objective.teacher_shape.layers, objective.student_shape.layers
+    if deep % shallow:
+        raise objective.refuse(
+            f"{deep} teacher layers over {shallow} student layers",
+            rule="the teacher's depth must be a multiple of the student's",
+            remedy="choose depths that divide",
+        )
+    return deep // shallow

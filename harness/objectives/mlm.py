@@ -1,0 +1,25 @@
+"""`mlm`: masked language modelling from scratch — the arm that needs no teacher."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from harness.kernels.soft_cross_entropy.op import masked_cross_entropy
+from harness.models.signals import Needs, Signals
+from harness.objectives.base import Objective, TrainingBatch
+
+
+class Mlm(Objective):
+    """Cross-entropy at the masked positions, where alone the head runs (Devlin et al. 2019, §3.1)."""
+
+    name: ClassVar[str] = "mlm"
+    needs_teacher: ClassVar[bool] = False
+    student_needs = Needs(logits="masked")
+
+    def forward(self, student: Signals, teacher: Signals, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        head = student.head
+        assert head is not None
+        loss = masked_cross_entropy(head.hidden_NE, head.weight_VE, head.bias_V, batch.labels_N)
+        return {"cross_entropy": loss / batch.masked_count}

@@ -1,0 +1,94 @@
+"""Who takes part in a run, and how ranks agree on something small.
+
+Control messages travel over gloo on the CPU even when tensors travel over NCCL, so that agreeing never
+waits for the GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Ranks:
+    """This process among all of a run."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    control: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        if self.world == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def add(self, values: list[float]) -> list[float]:
+        """Element-wise sums over ranks, identical on every rank."""
+        if self.world == 1:
+            return list(values)
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            self.add([0.0])
+
+
+# (rank, world, local rank, local world) as each launcher spells them; the first complete set wins
+_SPELLINGS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+)
+
+
+def from_environment() -> Ranks:
+    """What the launcher set: torchrun and DeepSpeed, Open MPI, MPICH and Intel MPI, Slurm's srun, or nothing.
+
+    Under Slurm a lone `python` inside an allocation is one process, not a rank: it needs SLURM_STEP_ID > none
+    and more than one task, which only srun gives it.
+    """
+    for rank, world, local_rank, local_world in _SPELLINGS:
+        if rank in os.environ and world in os.environ:
+            if rank == "SLURM_PROCID" and ("SLURM_STEP_ID" not in os.environ or os.environ[world] == "1"):
+                continue
+            size = int(os.environ[world])
+            local = int(os.environ.get(local_rank, "0"))
+            on_node = os.environ.get(local_world, "")
+            return Ranks(int(os.environ[rank]), size, local, int(on_node) if on_node.isdigit() else size)
+    return Ranks()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,136 @@
+"""The directory of a study: who may write it, what it holds, and what is already done.
+
+`status.json` is the truth about how a run ended: launchers replace exit codes with their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from harness.errors import ConfigError, IsoBudgetError
+from harness.study import StudySpec, validate
+
+STUDY = "study.yaml"
+STATUS = "status.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically: a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """The file's content, or None where it is missing or torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+class RunDirectory:
+    """One study on disk, locked while this process works on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = FileLock(root / ".lock", timeout=0)
+
+    # -- opening -----------------------------------------------------------------------------------
+    def open(self, study: StudySpec, *, resume: bool) -> StudySpec:
+        """Lock the directory and merge this study with what it already holds.
+
+        Returns the study to run: its own arms and seeds, and those already there.
+
+        Raises:
+            ConfigError: in use by another process, foreign files, another study, or unfinished without `resume`.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"output directory {self.root}", rule="another run is using it", remedy="wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"output directory {self.root}", rule=f"not writable ({error.strerror})", remedy="choose another --out") from None
+        file = self.root / STUDY
+        if not file.exists():
+            foreign = sorted(p.name for p in self.root.iterdir() if p.name != ".lock")
+            if foreign:
+                self.close()
+                raise ConfigError(
+                    f"output directory {self.root} holds {foreign[0]}", rule="it is not a study of this harness",
+                    remedy="choose an empty or new --out",
+                )  # fmt: skip
+            if resume:
+                self.close()
+                raise ConfigError(f"--resume {self.root}", rule="there is no run to resume", remedy="leave out --resume")
+            merged = study
+        else:
+            try:
+                merged = self._merge(validate(yaml.safe_load(file.read_text(encoding="utf-8")), where=str(file)), study)
+                state = (read_json(self.root / STATUS) or {}).get("state")
+                if state != "done" and not resume:
+                    raise ConfigError(
+                        f"output directory {self.root}", rule=f"it holds an unfinished run ({state or 'no status'})",
+                        remedy="add --resume to continue it, or choose another --out",
+                    )  # fmt: skip
+            except IsoBudgetError:
+                self.close()
+                raise
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump(merged.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        os.replace(temporary, file)
+        return merged
+
+    def _merge(self, old: StudySpec, new: StudySpec) -> StudySpec:
+        before, after = old.science(), new.science()
+        for key in after:
+            if before.get(key) != after[key]:
+                raise ConfigError(
+                    f"{key} differs from the run in {self.root}", rule="a run directory holds one study",
+                    remedy="choose another --out, or undo the change",
+                )  # fmt: skip
+        arms = {arm.name: arm for arm in old.arms}
+        for arm in new.arms:
+            if arms.setdefault(arm.name, arm) != arm:
+                raise ConfigError(
+                    f"arm {arm.name} differs from the one in {self.root}", rule="an arm keeps its definition", remedy="give it another name"
+                )
+        return new.model_copy(
+            update={
+                "arms": list(arms.values()),
+                "seeds": old.seeds + [seed for seed in new.seeds if seed not in old.seeds],
+                "baseline": new.baseline or old.baseline,
+            }
+        )
+
+    def close(self) -> None:
+        self._lock.release()
+
+    # -- contents ----------------------------------------------------------------------------------
+    def trial(self, arm: str, seed: int) -> Path:
+        return self.root / "arms" / arm / f"seed-{seed}"
+
+    def record(self, arm: str, seed: int) -> dict[str, Any] | None:
+        return read_json(self.trial(arm, seed) / "record.json")
+
+    def status(self, state: str, *, exit_code: int = 0, message: str = "") -> None:
+        """Say how the run stands: running, done, interrupted or failed."""
+        write_json(self.root / STATUS, {"state": state, "exit_code": exit_code, "message": message, "time": time.time()})
+
+
+def load_study(root: Path) -> StudySpec:
+    """The study a directory holds; ConfigError when it holds none."""
+    file = root / STUDY
+    if not file.is_file():
+        raise ConfigError(f"{root}", rule="it holds no study", remedy="give a directory written by run")
+    return validate(yaml.safe_load(file.read_text(encoding="utf-8")), where=str(file))

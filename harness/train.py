@@ -1,0 +1,244 @@
+"""The loop: the same for every arm; it ends when the ledger cannot afford the next step.
+
+There is no branch for distillation. From scratch is the arm whose objective asks the teacher nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from harness import checkpoint
+from harness.budget import Account, Ledger
+from harness.data.corpus import Corpus
+from harness.data.stream import Batch, SampleStream, prefetched
+from harness.engine import Engine
+from harness.errors import ConfigError, NumericError, Preempted
+from harness.meters.base import Meter
+from harness.meters.device_time import DeviceClock
+from harness.models.signals import Signals
+from harness.models.teacher import Teacher
+from harness.ranks import Ranks
+from harness.study import ScheduleSpec
+from harness.trainee import Groups, Trainee
+
+# A diverged run skips every step; a healthy fp16 run skips a few while its loss scale settles.
+MAX_SKIPPED_IN_A_ROW = 25
+LOG_POINTS = 120
+
+
+class Watcher(Protocol):
+    """Follows a run from outside: progress bars, trackers."""
+
+    def step(self, *, fraction: float, loss: float, tokens_per_s: float) -> None: ...
+
+
+def learning_rate(schedule: ScheduleSpec, peak: float, fraction: float) -> float:
+    """The rate when this fraction of the budget is spent: linear warm-up, then decay to zero at 1."""
+    if fraction < schedule.warmup:
+        return peak * fraction / schedule.warmup
+    if schedule.decay == "constant":
+        return peak
+    rest = (1 - fraction) / (1 - schedule.warmup)
+    return peak * (rest if schedule.decay == "linear" else 0.5 * (1 - math.cos(math.pi * rest)))
+
+
+@dataclass
+class Progress:
+    """Where a run stands; everything here is in its checkpoints."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    curve: int = 0
+    saves: int = 0
+    metric_rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Trial:
+    """One arm at one seed, ready to train."""
+
+    directory: Path
+    trainee: Trainee
+    groups: Groups
+    engine: Engine
+    teacher: Teacher | None
+    stream: SampleStream
+    corpus: Corpus
+    ledger: Ledger
+    meters: list[Meter]
+    clock: DeviceClock
+    schedule: ScheduleSpec
+    peak_lr: float
+    ranks: Ranks
+    curve_points: int = 0
+    saves: int = 0
+    validate: Callable[[], dict[str, float]] | None = None
+    snapshot: Callable[[int, float], None] | None = None
+    watcher: Watcher | None = None
+    stop_requested: Callable[[], bool] = lambda: False
+    progress: Progress = field(default_factory=Progress)
+
+    # -- the loop ----------------------------------------------------------------------------------
+    def run(self) -> Progress:
+        """Train until the budget is spent; returns where it ended.
+
+        Raises:
+            ConfigError: the budget does not pay for a single step.
+            NumericError: too many steps in a row had non-finite gradients.
+            Preempted: a signal asked to stop; a checkpoint was saved.
+        """
+        started = time.monotonic() - self.progress.seconds
+        logged_at, tokens_before = time.monotonic(), self.progress.step
+        batches = prefetched(self.stream, self.progress.step, self.engine.device)
+        loss_sum, loss_count = torch.zeros((), device=self.engine.device), 0
+        last_logged = self.ledger.fraction_spent
+        try:
+            while True:
+                phase = self.trainee.plan.phase_at(self.ledger.fraction_spent)
+                expected = [charge for meter in self.meters for charge in meter.next_step(phase)]
+                affordable = self.ledger.affords(expected)
+                # Measured costs differ between ranks' clocks: rank 0 decides for all.
+                if not (affordable if self.ledger.budget.unit.deterministic else self.ranks.share(affordable)):
+                    break
+                price = self.ledger.price(expected)
+                middle = (self.ledger.spent + price / 2) / self.ledger.budget.limit
+                self.engine.set_learning_rate(
+                    learning_rate(self.schedule, self.peak_lr, min(1.0, middle)), active=self.groups.active[phase]
+                )
+                terms = self._step(next(batches), phase)
+                self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)
+                self.progress.step += 1
+                loss_sum += terms["total"].detach()
+                loss_count += 1
+
+                fraction = self.ledger.fraction_spent
+                if fraction - last_logged >= 1 / LOG_POINTS or self.progress.step == 1:
+                    now = time.monotonic()
+                    self.progress.seconds = now - started
+                    done = self.progress.step - tokens_before
+                    self._log(loss_sum.item() / loss_count, terms, done * self.stream.tokens_per_step / (now - logged_at))
+                    loss_sum.zero_()
+                    loss_count, last_logged = 0, fraction
+                    logged_at, tokens_before = now, self.progress.step
+                self._milestones(fraction)
+                if self.ranks.add([float(self.stop_requested())])[0]:
+                    self._save()
+                    raise Preempted(
+                        f"stopped by a signal at step {self.progress.step}", remedy="run again with --resume to continue"
+                    )
+        finally:
+            batches.close()
+        if self.progress.step == 0:
+            raise ConfigError(
+                f"budget {self.ledger.budget}",
+                rule=f"one step costs {self.ledger.price(expected)} {self.ledger.budget.unit}",
+                remedy="raise the budget",
+            )
+        self.ledger.post(self.clock.flush(), step=self.progress.step)
+        self.progress.seconds = time.monotonic() - started
+        self.ledger.sync()
+        return self.progress
+
+    def _step(self, batches: list[Batch], phase: int) -> dict[str, torch.Tensor]:
+        """One optimizer step: forward and backward of every micro-batch, then the update."""
+        needs = self.trainee.plan.teacher_needs(phase)
+        applied = True
+        for batch in batches:
+            signals = Signals()
+            if self.teacher is not None and needs:
+                with self.clock.span(Account.TEACHER_FORWARD):
+                    signals = self.teacher(batch, needs)
+            with self.clock.span(Account.STUDENT_STEP):
+                terms = self.engine(batch, signals, phase)
+                self.engine.backward(terms["total"])
+                applied = self.engine.step()
+        if applied:
+            self.progress.skipped_in_a_row = 0
+        else:
+            self.progress.skipped += 1
+            self.progress.skipped_in_a_row += 1
+            if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise NumericError(
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite gradient (now step {self.progress.step})",
+                    rule="training has diverged", remedy="lower optimizer.lr or change the precision",
+                )  # fmt: skip
+        return terms
+
+    # -- on the way --------------------------------------------------------------------------------
+    def _log(self, loss: float, terms: dict[str, torch.Tensor], tokens_per_s: float) -> None:
+        names = [name for name in terms if name != "total"]
+        values = self.ranks.add([loss, *(terms[name].item() for name in names)])
+        loss, *parts = (value / self.ranks.world for value in values)
+        if self.ranks.is_main:
+            rate = max(group["lr"] for group in self.engine.learning_rates())
+            row = {"loss": loss, "terms": dict(zip(names, parts, strict=True)), "lr": rate}
+            self._record({**row, "tokens": self.progress.step * self.stream.tokens_per_step})
+            if self.watcher is not None:
+                self.watcher.step(fraction=self.ledger.fraction_spent, loss=loss, tokens_per_s=tokens_per_s)
+        else:
+            self.progress.metric_rows += 1
+
+    def _record(self, row: dict[str, Any]) -> None:
+        place = {"step": self.progress.step, "fraction": self.ledger.fraction_spent, "spent": self.ledger.spent}
+        self.progress.metric_rows += 1
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**place, "seconds": round(self.progress.seconds, 3), **row}) + "\n")
+
+    def _milestones(self, fraction: float) -> None:
+        """Validation and checkpoints at fixed fractions of the budget, the same for every arm."""
+        if self.progress.curve < self.curve_points and fraction >= (self.progress.curve + 1) / (self.curve_points + 1):
+            self.progress.curve += 1
+            if self.validate is not None:
+                scores = self.validate()
+                if self.ranks.is_main:
+                    self._record(scores)
+                else:
+                    self.progress.metric_rows += 1
+            if self.snapshot is not None:
+                self.snapshot(self.progress.curve, fraction)
+        if self.progress.saves < self.saves and fraction >= (self.progress.saves + 1) / (self.saves + 1):
+            self.progress.saves += 1
+            self._save()
+
+    # -- checkpoints -------------------------------------------------------------------------------
+    def _save(self) -> None:
+        self.ledger.post(self.clock.flush(), step=self.progress.step)
+        self.ledger.sync()
+        state = {"ledger": self.ledger.state(), "progress": vars(self.progress)}
+
+        def write(folder: Path) -> None:
+            self.engine.save(folder)
+            torch.save(torch.get_rng_state(), folder / f"rng-{self.ranks.rank}.pt")
+
+        checkpoint.save(
+            self.directory / "checkpoints", step=self.progress.step, state=state, ranks=self.ranks, write=write
+        )
+
+    def resume(self) -> bool:
+        """Continue from the newest intact checkpoint; False when there is none to continue from."""
+        found = self.ranks.share(checkpoint.newest(self.directory / "checkpoints") if self.ranks.is_main else None)
+        if found is None:
+            return False
+        folder, state = found
+        self.engine.load(folder)
+        torch.set_rng_state(torch.load(folder / f"rng-{self.ranks.rank}.pt", weights_only=True))
+        # Only rank 0 keeps the file that knows what was lost; all ranks post it, so ledgers stay equal.
+        lost = self.ranks.share(self.ledger.restore(state["ledger"]))
+        self.progress = Progress(**state["progress"])
+        if lost:
+            self.ledger.post(lost, step=self.progress.step)
+        metrics = self.directory / "metrics.jsonl"
+        if self.ranks.is_main and metrics.exists():
+            rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            metrics.write_text("".join(rows[: self.progress.metric_rows]), encoding="utf-8")
+        return True
