@@ -61,7 +61,7 @@ class Prefetcher(Iterator[list[Batch]]):
                     batches = [batch.pin_memory() for batch in batches]
                 self._put(batches)
                 step += 1
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the thread that trains
+        except Exception as error:
             self._put(error)
 
     def _put(self, item: list[Batch] | Exception) -> None:
