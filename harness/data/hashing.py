@@ -17,6 +17,7 @@ U64 = npt.NDArray[np.uint64]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SEED = np.uint64(0xD1B54A32D192ED03)
 _WORD = 2**64 - 1
 
 
@@ -35,7 +36,8 @@ def mix(values: U64) -> U64:
 
 def combine(seed: int | U64, *parts: int | npt.NDArray[np.integer]) -> U64:
     """Hash a tuple of counters; arrays broadcast against one another. (a, b) and (b, a) differ."""
-    state = mix(_as_u64(seed))
+    # The seed is mixed unlike the parts: seed 1 of epoch 2 must not be seed 2 of epoch 1.
+    state = mix(_as_u64(seed) ^ _SEED)
     for part in parts:
         state = mix(state ^ mix(_as_u64(part)))
     return state

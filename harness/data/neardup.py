@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from harness.data.hashing import U64, combine, mix
+from harness.data.hashing import U64, mix
 
 VERSION = 1
 SHINGLE = 5
@@ -26,7 +26,7 @@ _INVERSE = pow(_BASE, -1, 2**64)
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[ord("A") : ord("Z") + 1] += 32
 _IS_WORD = np.array([chr(b).isalnum() if b < 128 else True for b in range(256)])
-_SALTS = combine(0x51, np.arange(MINIMA)) | np.uint64(1)
+_SALTS = mix(mix(np.full(1, 0x51, np.uint64)) ^ mix(np.arange(MINIMA, dtype=np.uint64))) | np.uint64(1)
 _CHUNK = 1 << 11  # shingles at a time: the products stay in cache
 
 
