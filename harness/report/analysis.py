@@ -23,6 +23,8 @@ PROBE_MEAN = "probe.mean"
 REFERENCES = ("teacher", "untrained", "bag_of_words")
 # One-sided level at which a teacher must beat the untrained student before a probe is believed.
 INFORMATIVE = 0.01
+# Facts that travel among the scores: which layer a read-out was made from is neither good nor bad.
+FACTS = (".layer",)
 _ORDER = ("readout.", "mlm.", PROBE_MEAN, "probe.", "glue.")
 
 
@@ -80,6 +82,7 @@ class Probe:
     examples: int | None
     p: float | None
     informative: bool | None
+    description: str = ""
 
 
 @dataclass
@@ -124,9 +127,21 @@ class Analysis:
 
     def meaningless(self, metric: str) -> dict[str, str]:
         """{arm: reason} for arms about which a metric says nothing."""
+        if metric in self.uninformative:
+            return dict.fromkeys((arm.name for arm in self.arms), f"{numbers.label(metric)} is uninformative")
         if not metric.startswith("mlm."):
             return {}
         return {arm.name: f"{arm.name} never trained its MLM head" for arm in self.arms if not arm.head_trained}
+
+    @property
+    def uninformative(self) -> set[str]:
+        """Probes that were checked and do not tell a teacher from an untrained student."""
+        return {probe.metric for probe in self.probes if probe.informative is False}
+
+    def spread(self, metric: str) -> float | None:
+        """The largest spread between seeds, which sets the digits that all of a metric's figures are given in."""
+        seen = [s.sd for arm in self.arms if (s := self.score(arm.name, metric)) and s.sd]
+        return max(seen, default=None)
 
     def compared(self, metric: str, family: str) -> list[Comparison]:
         return [c for c in self.comparisons if c.metric == metric and c.family == family]
@@ -154,7 +169,7 @@ def analyse(source: Source) -> Analysis:
         for name in REFERENCES
         if mapping(source.references.get(name)).get("scores")
     }
-    metrics = _metrics(run.scores for arm in arms for run in arm.done)
+    metrics = [m for m in _metrics(run.scores for arm in arms for run in arm.done) if not m.endswith(FACTS)]
     probes = _probes([m for m in metrics if m.startswith("probe.")], references, source)
     scores = {metric: _by_arm(arms, lambda run, m=metric: run.scores.get(m)) for metric in metrics}
     trusted = [probe.metric for probe in probes if probe.informative]
@@ -203,7 +218,7 @@ def _arms(source: Source) -> list[Arm]:
     names = list(dict.fromkeys([*listed, *(run.arm for run in source.runs)]))
     objectives = {name: _objective(name, listed, source.runs) for name in names}
     declared = source.study.get("baseline")
-    pretrained = next((name for name in names if objectives[name] == "mlm"), None)
+    pretrained = next((name for name in names if objectives[name].split(" (")[0] == "mlm"), None)
     baseline = declared if declared in names else pretrained or (names[0] if names else None)
     contenders = [name for name in names if name != baseline]
     return [
@@ -221,15 +236,31 @@ def _arms(source: Source) -> list[Arm]:
 
 
 def _objective(name: str, listed: dict[str, Json], runs: list[Run]) -> str:
-    """The objective's name: the study's word for it, else what a record resolved."""
+    """The objective in words: as the study writes it, else as a record resolved it."""
     records = [run.record.get("objective") for run in runs if run.arm == name]
-    for value in (listed.get(name, {}).get("objective"), *records):
-        if isinstance(value, str) and value:
-            return value
-        if isinstance(value, dict) and value:
-            named = value.get("name")
-            return str(named) if named else ", ".join(str(key) for key in value)
-    return "mlm" if name in listed else "unknown"
+    found = [listed.get(name, {}).get("objective"), *records]
+    return next((words for value in found if (words := objective_words(value))), "mlm" if name in listed else "unknown")
+
+
+def objective_words(spec: Any) -> str:
+    """ "mlm", "soft_targets (temperature 2.0)", "mlm + 2 × minilm", "mlm until 70 %, then minilmv2"."""
+    if not isinstance(spec, dict):
+        return str(spec or "")
+    phases, terms = spec.get("phases"), spec.get("terms")
+    if isinstance(phases, list):
+        parts = [
+            (objective_words({k: v for k, v in mapping(p).items() if k != "until"}), number(mapping(p).get("until")))
+            for p in phases
+        ]
+        ends = [f"{words} until {until:.0%}" if until and until < 1 else words for words, until in parts]
+        return ", then ".join(end.replace("%", "\u202f%") for end in ends)
+    if isinstance(terms, list):
+        return " + ".join(words for term in terms if (words := objective_words(term)))
+    weight = number(spec.get("weight"))
+    options = ", ".join(f"{k} {v}" for k, v in spec.items() if k not in ("name", "weight"))
+    words = str(spec.get("name") or "")
+    words = f"{words} ({options})" if words and options else words or options
+    return words if weight in (None, 1.0) else f"{weight:g} × {words}"
 
 
 def _by_arm(arms: list[Arm], score: Callable[[Run], float | None]) -> dict[str, dict[int, float]]:
@@ -252,13 +283,17 @@ def _probes(metrics: list[str], references: dict[str, dict[str, float | None]], 
     independent is conservative.
     """
     fallback = mapping(mapping(source.study.get("evaluation")).get("probes")).get("test_examples")
-    examples = mapping(source.references.get("examples"))
+    tasks = mapping(source.references.get("probes"))
     result: list[Probe] = []
     for metric in metrics:
-        size = number(examples.get(metric, fallback))
+        task = mapping(tasks.get(metric.removeprefix("probe.")))
+        size = number(task.get("test_examples", fallback))
         high, low = (references.get(name, {}).get(metric) for name in ("teacher", "untrained"))
         p = None if high is None or low is None or not size else two_proportions(high, low, int(size))
-        result.append(Probe(metric, high, low, int(size) if size else None, p, None if p is None else p < INFORMATIVE))
+        believed = None if p is None else p < INFORMATIVE
+        result.append(
+            Probe(metric, high, low, int(size) if size else None, p, believed, str(task.get("description") or ""))
+        )
     return result
 
 
@@ -331,7 +366,3 @@ def describe_unit(unit: str | None) -> str:
         Unit.SECOND.value: "wall-clock time",
     }
     return words.get(unit or "", "budget")
-
-
-def spent_text(analysis: Analysis, value: float | None) -> str:
-    return numbers.cost(value, analysis.unit)

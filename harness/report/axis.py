@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from harness.errors import ConfigError
 from harness.report import numbers
@@ -64,7 +65,7 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
 def labels(values: Iterable[float]) -> list[str]:
     """The ticks' labels, all with as many decimals as their step needs."""
     values = list(values)
-    step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=abs(values[0]) if values else 1) or 1
+    step = min((b - a for a, b in pairwise(values)), default=abs(values[0]) if values else 1) or 1
     decimals = next((d for d in range(7) if abs(round(step, d) - step) < step * 1e-6), 6)
     return [numbers.fixed(value, decimals) for value in values]
 
@@ -73,6 +74,4 @@ def axis(low: float, high: float, *, worth: float = 1.0, count: int = 5) -> list
     """Ticks of an axis from `low` to `high` in base units, labelled in multiples of `worth`."""
     places = ticks(low / worth, high / worth, count=count)
     span = (high - low) / worth or 1.0
-    return [
-        Tick(100 * (value - low / worth) / span, text) for value, text in zip(places, labels(places), strict=True)
-    ]
+    return [Tick(100 * (value - low / worth) / span, text) for value, text in zip(places, labels(places), strict=True)]

@@ -97,7 +97,7 @@ def _words(c: Comparison, verdict: Verdict) -> str:
         return verdict.sentence.split(": ", 1)[1]
     if not c.meaningful:
         return "not comparable"
-    return verdict.sentence.rsplit(": ", 1)[1]
+    return verdict.sentence.rsplit(": ", 1)[1].replace(" yet, run", ":")
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,10 @@ def _bars(analysis: Analysis, arms: list[Arm], unit: str, *, reach: float | None
     parts = [_parts(analysis, arm, unit, free=reach is None) for arm in arms]
     longest = max((sum(amount for _, amount, _ in row) for row in parts), default=0.0)
     full = max(longest, reach or 0.0) or 1.0
-    scale = scale_of(longest or 1.0, unit)
+    charged_sums = [sum(amount for _, amount, tint in row if tint != "free") for row in parts]
+    scale = scale_of(min((amount for amount in charged_sums if amount > 0), default=1.0), unit)
     bars: list[Bar] = []
-    for row in parts:
-        charged = sum(amount for _, amount, tint in row if tint != "free")
+    for row, charged in zip(parts, charged_sums, strict=True):
         segments = [
             Segment(round(100 * amount / full, 3), tint, f"{name}: {scale.write(amount)} {scale.name}")
             for name, amount, tint in row
@@ -179,7 +179,9 @@ def _parts(analysis: Analysis, arm: Arm, unit: str, *, free: bool) -> list[tuple
         if a in charged and (amount := arm.account(a, unit)) is not None
     ]
     if not parts:
-        whole = arm.mean("seconds") if unit == Unit.GPU_SECOND else arm.mean("charged") if unit == analysis.unit else None
+        whole = (
+            arm.mean("seconds") if unit == Unit.GPU_SECOND else arm.mean("charged") if unit == analysis.unit else None
+        )
         parts = [("Total", whole, "whole")] if whole is not None else []
     if free:
         parts += [

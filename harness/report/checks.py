@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from harness.report import numbers
 from harness.report.analysis import Analysis, Arm, better_of, describe_unit, device_seconds
+from harness.report.axis import scale_of
 from harness.report.source import Json, Run, mapping, number
 from harness.report.verdict import LOSS_MARGIN, SHARE_MARGIN
 from harness.units import Unit
@@ -47,12 +48,13 @@ def second_currency(analysis: Analysis) -> Json:
     if not first or not second:
         sentence = f"{'FLOPs' if timed else 'Device time'} of {a} and {b}: not measured for both."
         return {"sentence": sentence, "used": used, "unit": unit.value, "flip": "unknown"}
+    scale = scale_of(min(first, second), unit)
     sentence = (
-        f"At equal {describe_unit(analysis.unit)}, {a} used {numbers.cost(first, unit)} "
-        f"and {b} {numbers.cost(second, unit)} ({numbers.ratio(first / second)})."
+        f"At equal {describe_unit(analysis.unit)}, {a} used {scale.write(first)} {scale.name} "
+        f"and {b} {scale.write(second)} {scale.name} ({numbers.ratio(first / second)})."
     )
     winner, flip = verdict.better, "unknown"
-    remedy = f'run the study with --budget "{min(first, second):.4g} {"flop" if timed else "gpu-seconds"}"'
+    remedy = f'run the study with --budget "{min(first, second):.3g} {"flop" if timed else "gpu-seconds"}"'
     other = "FLOPs" if timed else "device time"
     if winner is None:
         sentence += f" Scores at equal {other} were not measured; to see them, {remedy}."
@@ -78,8 +80,8 @@ def _recorded(analysis: Analysis) -> Iterator[str]:
     raised: dict[tuple[str, str], list[int]] = defaultdict(list)
     for arm in analysis.arms:
         for run in arm.runs:
-            for text in run.record.get("warnings") or []:
-                raised[arm.name, str(text)].append(run.seed)
+            for text in run.warnings:
+                raised[arm.name, text].append(run.seed)
     for (arm, text), seeds in raised.items():
         yield f"{arm}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}: {text}"
 
@@ -97,8 +99,9 @@ def _books(analysis: Analysis) -> Iterator[str]:
                 continue
             # A deterministic unit never exceeds its limit; a measured one may by at most a predicted step.
             allowed = 0.0 if budget.unit.deterministic else (price or 0.0)
-            if charged > budget.limit + allowed + _EXACT * budget.limit:
-                yield f"{where}: charged {numbers.cost(charged, analysis.unit)}, more than the budget of {budget}."
+            if charged > budget.limit + allowed:
+                over = numbers.cost(charged - budget.limit, analysis.unit)
+                yield f"{where}: spent {over} more than the budget of {budget}."
             if price and budget.limit - charged >= price * (1 if budget.unit.deterministic else 2):
                 yield (
                     f"{where}: stopped {numbers.cost(budget.limit - charged, analysis.unit)} below the budget, "
@@ -117,9 +120,9 @@ def _signatures(analysis: Analysis) -> Iterator[str]:
     for arm in analysis.arms:
         mine = analysis.score(arm.name, metric)
         untrained = analysis.references.get("untrained", {}).get(metric)
-        if arm.name not in analysis.meaningless(metric) and mine and untrained is not None:
-            if not better_of(metric, mine.mean, untrained):
-                yield f"{arm.name} is no better than the untrained student in {numbers.label(metric)}: it learned nothing."
+        flagged = arm.name in analysis.meaningless(metric)
+        if mine and untrained is not None and not flagged and not better_of(metric, mine.mean, untrained):
+            yield f"{arm.name} is no better than the untrained student in {numbers.label(metric)}: it learned nothing."
         for run in arm.done:
             if mine is None or run.seed not in mine.values:
                 yield f"{arm.name}, seed {run.seed}: no finite {numbers.label(metric)}; the run is left out of the verdict."
@@ -129,10 +132,8 @@ def _signatures(analysis: Analysis) -> Iterator[str]:
         if verdict.worse and verdict.better and analysis.baseline and verdict.better == analysis.baseline.name:
             yield f"{verdict.worse} is clearly worse than {verdict.better}."
     yield from _teacher(analysis)
-    if analysis.main in {probe.metric for probe in analysis.probes if not probe.informative}:
-        yield f"The deciding score, {numbers.label(metric)}, is not shown to be informative."
-    for arm, reason in analysis.meaningless(metric).items():
-        yield f"The deciding score, {numbers.label(metric)}, says nothing about {arm}: {reason}."
+    for reason in dict.fromkeys(analysis.meaningless(metric).values()):
+        yield f"The deciding score cannot decide: {reason}."
 
 
 def _teacher(analysis: Analysis) -> Iterator[str]:

@@ -84,7 +84,11 @@ def yardsticks(analysis: Analysis) -> list[Chart]:
     for metric, title, detail in (
         ("readout.loss", "Read-out loss", "nats; a fresh head on the frozen body, the same for every arm"),
         ("readout.accuracy", "Read-out accuracy", "% of masked tokens"),
-        ("mlm.loss", "Own MLM loss", "nats; arms that train their own head"),
+        (
+            "mlm.loss",
+            "Own MLM loss",
+            "nats; arms that train their head; on validation text, the last point on test text",
+        ),
     ):
         key = metric.replace(".", "_")
         flagged = analysis.meaningless(metric)
@@ -102,9 +106,7 @@ def objectives(analysis: Analysis) -> list[Chart]:
     if not every:
         return []
     top = max(1.05, *(y for s in every for line in (s.mean or s.seeds[0],) for _, y in line))
-    return [
-        _chart(analysis, [s], s.arm.name, s.arm.objective, height=130, floor=0.0, top=top, small=True) for s in every
-    ]
+    return [_chart(analysis, [s], s.arm.name, "", height=130, floor=0.0, top=top, small=True) for s in every]
 
 
 def _spent(analysis: Analysis, row: Json) -> float | None:
@@ -120,11 +122,19 @@ def _reach(analysis: Analysis) -> float:
 
 
 def _evaluated(analysis: Analysis, arm: Arm, key: str, worth: float) -> Series:
-    return _series(arm, lambda run: _sorted(analysis, run.evaluations, key, worth))
+    def points(run: Run) -> list[Point]:
+        last = {"spent": run.record.get("charged"), key: run.scores.get(key.replace("_", ".", 1))} if run.done else {}
+        return _sorted(analysis, [*run.evaluations, last], key, worth)
+
+    return _series(arm, points)
 
 
 def _sorted(analysis: Analysis, rows: Iterable[Json], key: str, worth: float) -> list[Point]:
-    points = {x: y / worth for row in rows if (x := _spent(analysis, row)) is not None and (y := number(row.get(key))) is not None}
+    points = {
+        x: y / worth
+        for row in rows
+        if (x := _spent(analysis, row)) is not None and (y := number(row.get(key))) is not None
+    }
     return sorted(points.items())
 
 

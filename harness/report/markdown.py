@@ -38,7 +38,8 @@ def markdown(analysis: Analysis, tables: Iterable[Table], *, reproduce: str) -> 
     if analysis.missing:
         lines += ["## Not finished", "", *(f"- {escape(text)}" for text in analysis.missing), ""]
     for table in tables:
-        if table.rows:
+        # The resolved engine configuration is long; it is in the page and in tables/engine.csv.
+        if table.rows and table.name != "engine":
             lines += [f"## {escape(table.title)}", "", *_table(table), ""]
             lines += [f"{escape(note)}  " for note in table.notes] + [""]
     if analysis.warnings:

@@ -89,15 +89,22 @@ def count(value: float | None) -> str:
     return "–" if value is None else f"{round(value):,}".replace(",", "\u202f")
 
 
+def short(value: float | None) -> str:
+    """A large count in three significant digits: "3.28 M"."""
+    if value is None:
+        return "–"
+    scale, name = next(((s, n) for s, n in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if value >= s), (1, ""))
+    return f"{value / scale:.3g}\u202f{name}".strip()
+
+
 def cost(value: float | None, unit_name: str | None) -> str:
     """An amount in a budget unit's human scale; a plain number for a unit this version does not know."""
     if value is None:
         return "–"
     try:
-        text = format_amount(value, Unit(unit_name or ""))
+        return format_amount(value, Unit(unit_name or ""))
     except ValueError:
         return f"{value:.4g} {unit_name or ''}".strip()
-    return text.replace("e+0", "e").replace("GPU-", "GPU-")
 
 
 def ratio(value: float) -> str:

@@ -96,7 +96,7 @@ def _run(analysis: Analysis, arm: Any, run: Any) -> Json:
         "head_trained": record.get("head_trained"),
         "accounts": mapping(record.get("accounts")),
         "scores": scores,
-        "warnings": [str(text) for text in record.get("warnings") or []],
+        "warnings": run.warnings,
     }
 
 
@@ -137,13 +137,15 @@ def summary_lines(report: Json) -> list[str]:
     ]
     if mapping(verdict["device_time"]).get("sentence"):
         lines.append(verdict["device_time"]["sentence"])
+    spreads = [s["sd"] for arm in report["summary"] if (s := arm["scores"].get(metric)) and s["sd"]]
+    digits = max(spreads, default=None)
     rows = [("arm", numbers.label(metric), "seeds", "charged", "device time")]
     for arm in report["summary"]:
         score = arm["scores"].get(metric)
         text = "–"
         if score is not None:
-            text = numbers.score(score["mean"], metric, spread=score["sd"])
-            text += "" if score["sd"] is None else f" ± {numbers.amount_of(score['sd'], metric, spread=score['sd'])}"
+            text = numbers.score(score["mean"], metric, spread=digits)
+            text += "" if score["sd"] is None else f" ± {numbers.amount_of(score['sd'], metric, spread=digits)}"
         costs = numbers.cost(arm["charged"], report["budget"]["unit"]), numbers.cost(arm["seconds"], "gpu-second")
         rows.append((arm["name"], text, str(len(arm["seeds"])), *costs))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

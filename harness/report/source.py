@@ -42,6 +42,12 @@ class Run:
         """Finite scores as floats; a score that diverged or is absent is None."""
         return {str(k): number(v) for k, v in mapping(self.record.get("scores")).items()}
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the run itself warned of."""
+        listed = self.record.get("warnings")
+        return [str(text) for text in listed] if isinstance(listed, list) else []
+
 
 @dataclass(frozen=True)
 class Source:

@@ -10,10 +10,13 @@ from typing import Any
 from harness.budget import Account
 from harness.compare import SEEDS_CAP, Comparison
 from harness.report import numbers
-from harness.report.analysis import Analysis, Arm
+from harness.report.analysis import FACTS, Analysis, Arm
+from harness.report.axis import Scale, scale_of
 from harness.report.source import Json, mapping, number
 from harness.units import Unit
 
+# The resolved DeepSpeed configuration: long, and rarely what a reader wants first.
+ENGINE = "ds_config.resolved."
 REFERENCE_NAMES = {"teacher": "Teacher", "untrained": "Untrained student", "bag_of_words": "Bag of words"}
 ACCOUNT_NAMES = {
     Account.STUDENT_STEP: "Student step",
@@ -60,18 +63,21 @@ def account_name(account: str) -> str:
     return ACCOUNT_NAMES[Account(account)] if account in Account.__members__ else account
 
 
-def arm_cell(arm: Arm) -> Cell:
+def arm_cell(arm: Arm, *, bare: bool = False) -> Cell:
+    """The arm's name in its colour, with its objective beneath unless `bare`."""
+    if bare:
+        return Cell(arm.name, arm=arm.index)
     detail = arm.objective if arm.objective != arm.name else ""
     return Cell(arm.name, detail=f"{detail}, baseline".strip(", ") if arm.baseline else detail, arm=arm.index)
 
 
 def scores(analysis: Analysis) -> Table:
     """Mean ± spread per arm and score, the interval in the tooltip; references below."""
-    metrics = list(dict.fromkeys([*([analysis.main] if analysis.arms else []), *analysis.metrics]))
-    reference_metrics = (m for row in analysis.references.values() for m in row)
-    metrics += [m for m in dict.fromkeys(reference_metrics) if m not in metrics and not m.startswith("probe.")]
-    uninformative = {probe.metric for probe in analysis.probes if not probe.informative}
-    rows = [[arm_cell(arm), *(_score(analysis, arm, m, m in uninformative) for m in metrics)] for arm in analysis.arms]
+    metrics: list[str] = [analysis.main] if analysis.arms else []
+    metrics += [m for m in analysis.metrics if m not in metrics]
+    others = dict.fromkeys(m for row in analysis.references.values() for m in row)
+    metrics += [m for m in others if m not in metrics and not m.startswith("probe.") and not m.endswith(FACTS)]
+    rows = [[arm_cell(arm), *(_score(analysis, arm, m) for m in metrics)] for arm in analysis.arms]
     for name, row in analysis.references.items():
         cells = [Cell(numbers.score(row.get(m), m), role="muted") for m in metrics]
         rows.append([Cell(REFERENCE_NAMES.get(name, name), role="muted"), *cells])
@@ -89,14 +95,14 @@ def scores(analysis: Analysis) -> Table:
                         "sd": mean.sd,
                         "low_95": mean.low,
                         "high_95": mean.high,
-                        "comparable": arm.name not in analysis.meaningless(metric) and metric not in uninformative,
+                        "comparable": arm.name not in analysis.meaningless(metric),
                     }
                 )
     records += [
         {"arm": name, "metric": m, "mean": v} for name, row in analysis.references.items() for m, v in row.items()
     ]
     columns = ["Arm", *(_heading(analysis, m) for m in metrics)]
-    return Table("scores", "Scores", columns, rows, records, notes=_score_notes(analysis, metrics, uninformative))
+    return Table("scores", "Scores", columns, rows, records, notes=_score_notes(analysis, metrics))
 
 
 def _heading(analysis: Analysis, metric: str) -> str:
@@ -104,22 +110,22 @@ def _heading(analysis: Analysis, metric: str) -> str:
     return f"{numbers.label(metric)} {arrow}"
 
 
-def _score(analysis: Analysis, arm: Arm, metric: str, uninformative: bool) -> Cell:
+def _score(analysis: Analysis, arm: Arm, metric: str) -> Cell:
     mean = analysis.score(arm.name, metric)
     if mean is None:
         return Cell("–", role="muted")
-    reason = analysis.meaningless(metric).get(arm.name, "")
-    each = ", ".join(f"seed {s}: {numbers.score(v, metric, spread=mean.sd)}" for s, v in mean.values.items())
-    span = "" if mean.low is None else f"95 % interval {numbers.interval(mean.low, mean.high, metric)}; "
-    text = numbers.score(mean.mean, metric, spread=mean.sd)
-    spread = "one seed" if mean.sd is None else f"± {numbers.amount_of(mean.sd, metric, spread=mean.sd)}"
+    digits = analysis.spread(metric)
+    text = numbers.score(mean.mean, metric, spread=digits)
+    each = ", ".join(f"seed {s}: {numbers.score(v, metric, spread=digits)}" for s, v in mean.values.items())
+    spread = "one seed" if mean.sd is None else f"± {numbers.amount_of(mean.sd, metric, spread=digits)}"
+    reason = analysis.meaningless(metric).get(arm.name)
     if reason:
         return Cell(f"{text} †", spread, f"{reason}: this figure is not comparable; {each}", "muted")
-    best = analysis.best(metric) == arm.name and not uninformative
-    return Cell(text, spread, f"{span}{each}", "muted" if uninformative else "best" if best else "")
+    span = "" if mean.low is None else f"95 % interval {numbers.interval(mean.low, mean.high, metric)}; "
+    return Cell(text, spread, f"{span}{each}", "best" if analysis.best(metric) == arm.name else "")
 
 
-def _score_notes(analysis: Analysis, metrics: list[str], uninformative: set[str]) -> list[str]:
+def _score_notes(analysis: Analysis, metrics: list[str]) -> list[str]:
     notes = ["Mean over seeds, ± one standard deviation between seeds. ↓ lower is better, ↑ higher is better."]
     if any(analysis.best(m) for m in metrics):
         notes.append("A marked score beats every other arm significantly (paired t, Holm-corrected, 5 %).")
@@ -127,10 +133,7 @@ def _score_notes(analysis: Analysis, metrics: list[str], uninformative: set[str]
         notes.append("No score is marked: none beats every other arm significantly.")
     reasons = dict.fromkeys(r for m in metrics for r in analysis.meaningless(m).values())
     if reasons:
-        notes.append(f"† Meaningless as a comparison: {'; '.join(reasons)}. Read the read-out instead.")
-    if uninformative & set(metrics):
-        names = ", ".join(numbers.label(m) for m in metrics if m in uninformative)
-        notes.append(f"Greyed: {names} does not tell a teacher from an untrained student, and enters no average.")
+        notes.append(f"† Meaningless as a comparison, and part of no average: {'; '.join(reasons)}.")
     return notes
 
 
@@ -143,10 +146,10 @@ def intervals(analysis: Analysis) -> Table:
     for arm in analysis.arms:
         mean = analysis.score(arm.name, metric)
         values = mean.values if mean else {}
-        spread = mean.sd if mean else None
+        spread = analysis.spread(metric)
         rows.append(
             [
-                arm_cell(arm),
+                arm_cell(arm, bare=True),
                 Cell(numbers.score(mean.mean, metric, spread=spread) if mean else "–"),
                 Cell(numbers.interval(mean.low, mean.high, metric) if mean else "–"),
                 *(Cell(numbers.score(values.get(seed), metric, spread=spread)) for seed in seeds),
@@ -176,43 +179,51 @@ def _comparison_table(
     index = {arm.name: arm.index for arm in analysis.arms}
     rows: list[list[Cell]] = []
     for c in shown:
-        half = c.half_width
-        flagged = "" if c.meaningful else "†"
+        half = _widest(c, shown)
+        flag, role = ("", "best" if c.significant else "") if c.meaningful else (" †", "muted")
+        tests = [numbers.p_value(c.p), numbers.p_value(c.p_holm), _plain(c.minimal_detectable, c.metric), seeds_text(c)]
         rows.append(
             [
-                Cell(f"{c.a} − {c.b}".replace("−", "over"), arm=index.get(c.a)),
-                *([Cell(numbers.label(c.metric))] if metric else []),
-                Cell(
-                    f"{numbers.signed(c.mean_difference, c.metric, spread=half)}{flagged}",
-                    tip=c.note,
-                    role="muted" if flagged else "best" if c.significant else "",
-                ),
-                Cell(numbers.interval(c.low, c.high, c.metric, signs=True), tip=c.note),
+                Cell(f"{c.a} vs {c.b}", arm=index.get(c.a)),
+                *([Cell(f"{numbers.label(c.metric)}, {numbers.unit(c.metric)}")] if metric else []),
+                Cell(f"{numbers.signed(c.mean_difference, c.metric, spread=half)}{flag}", tip=c.note, role=role),
+                Cell(_interval(c, half), tip=c.note, role="" if c.meaningful else "muted"),
                 Cell(str(c.n)),
-                Cell(numbers.p_value(c.p)),
-                Cell(numbers.p_value(c.p_holm)),
-                Cell(_plain(c.minimal_detectable, c.metric)),
-                Cell(seeds_text(c)),
+                *(Cell(text if c.meaningful else "–", role="" if c.meaningful else "muted") for text in tests),
             ]
         )
+    scope = (
+        "the arms, score by score" if metric else f"these {len(shown)} pairs" if len(shown) > 1 else "one pair: nothing"
+    )
     notes = [
-        "Positive: the first arm is better. Paired by seed; Student's t; p corrected by Holm over this table"
-        + (" score by score." if metric else "."),
-        "Detectable: the true difference that this many seeds would find with 80 % power. "
-        "Needed: seeds to find a true difference as large as the observed one.",
+        f"Positive: the first arm is better. Paired by seed, Student's t; Holm's correction covers {scope}. "
+        "Detectable: the true difference that as many seeds find with 80 % power. "
+        "Needed: the seeds that find a true difference as large as the observed one.",
     ]
-    notes += [f"† {reason}." for reason in dict.fromkeys(c.note for c in shown if not c.meaningful)]
-    notes += [f"{c.a} over {c.b}: {c.note}." for c in shown if c.meaningful and c.note and not metric]
-    unit = "" if metric else f" ({numbers.unit(analysis.main)})"
+    reasons = dict.fromkeys(c.note for c in shown if not c.meaningful)
+    notes += [f"† Meaningless: {'; '.join(reasons)}."] if reasons else []
+    notes += [f"{c.a} vs {c.b}: {c.note}." for c in shown if c.meaningful and c.note and not metric]
+    unit = "" if metric else f", {numbers.unit(analysis.main)}"
     columns = ["Pair", *(["Score"] if metric else []), f"Difference{unit}", "95 % interval", "Seeds", "p"]
     columns += ["p, Holm", "Detectable", "Needed"]
     return Table(name, title, columns, rows, [_flat_comparison(c) for c in shown], notes=notes if shown else [])
 
 
+def _widest(c: Comparison, shown: list[Comparison]) -> float | None:
+    """The largest half-width of the comparisons on the same score: they are all given in the same digits."""
+    return max((h for other in shown if other.metric == c.metric and (h := other.half_width)), default=None)
+
+
+def _interval(c: Comparison, spread: float | None) -> str:
+    ends = [numbers.signed(end, c.metric, spread=spread) for end in (c.low, c.high)]
+    return "–" if c.low is None else " to ".join(ends)
+
+
 def seeds_text(c: Comparison) -> str:
+    """The seeds needed, or that they are more than the cap."""
     if c.seeds_needed is None:
         return "–"
-    return f"more than {SEEDS_CAP}" if c.seeds_needed > SEEDS_CAP else str(c.seeds_needed)
+    return f"> {SEEDS_CAP}" if c.seeds_needed > SEEDS_CAP else str(c.seeds_needed)
 
 
 def _plain(value: float | None, metric: str) -> str:
@@ -225,45 +236,54 @@ def _flat_comparison(c: Comparison) -> Json:
 
 def data_seen(analysis: Analysis) -> Table:
     """Steps, tokens, repetition and the books of the budget, as means over seeds."""
+    costs = [("charged", "Charged"), ("unspent", "Unspent"), ("step_price", "One step"), ("seconds", "Device time")]
+    scales: dict[str, Scale] = {}
+    for key, _ in costs:
+        seen = [value for arm in analysis.arms if (value := arm.mean(key))]
+        unit = Unit.GPU_SECOND.value if key == "seconds" else analysis.unit
+        # What is left over varies from nothing to a step: it is told in the scale of its largest.
+        scales[key] = scale_of((max if key == "unspent" else min)(seen, default=1.0), unit)
     rows: list[list[Cell]] = []
-    records: list[Json] = []
-    unit = analysis.unit
     for arm in analysis.arms:
-        epochs, seconds, parameters = arm.mean("epochs"), arm.mean("seconds"), arm.mean("parameters")
+        epochs = arm.mean("epochs")
         rows.append(
             [
-                arm_cell(arm),
+                arm_cell(arm, bare=True),
                 Cell(numbers.count(arm.mean("steps"))),
-                Cell(_tokens(arm.mean("tokens"))),
-                Cell(_tokens(arm.mean("unique_tokens"))),
+                Cell(numbers.short(arm.mean("tokens"))),
+                Cell(numbers.short(arm.mean("unique_tokens"))),
                 Cell("–" if epochs is None else f"{epochs:.2f}"),
-                Cell(numbers.cost(arm.mean("charged"), unit)),
-                Cell(numbers.cost(arm.mean("unspent"), unit)),
-                Cell(numbers.cost(arm.mean("step_price"), unit)),
-                Cell(numbers.cost(seconds, Unit.GPU_SECOND)),
-                Cell(_tokens(parameters)),
+                *(Cell(scales[key].write(arm.mean(key))) for key, _ in costs),
+                Cell(numbers.short(arm.mean("parameters"))),
             ]
         )
-    fields = (
-        "steps tokens unique_tokens epochs charged unspent step_price seconds wall_seconds parameters state".split()
-    )
-    for arm in analysis.arms:
-        records += [{"arm": arm.name, "seed": r.seed, **{k: r.record.get(k) for k in fields}} for r in arm.runs]
-    columns = ["Arm", "Steps", "Tokens", "Unique tokens", "Epochs", "Charged", "Unspent", "One step", "Device time"]
+    fields = [
+        "steps",
+        "tokens",
+        "unique_tokens",
+        "epochs",
+        "charged",
+        "unspent",
+        "step_price",
+        "seconds",
+        "wall_seconds",
+        "parameters",
+        "state",
+    ]
+    records = [
+        {"arm": arm.name, "seed": run.seed, **{key: run.record.get(key) for key in fields}}
+        for arm in analysis.arms
+        for run in arm.runs
+    ]
+    columns = ["Arm", "Steps", "Tokens", "Unique tokens", "Epochs"]
+    columns += [f"{title}, {scales[key].name}".rstrip(", ") for key, title in costs]
     notes = ["Means over seeds. Unspent is less than one step wherever the cost of a step is known beforehand."]
     return Table("data", "Data seen and budget spent", [*columns, "Parameters"], rows, records, notes=notes)
 
 
-def _tokens(value: float | None) -> str:
-    if value is None:
-        return "–"
-    scale, name = next(((s, n) for s, n in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if value >= s), (1, ""))
-    return f"{value / scale:.3g}\u202f{name}".strip()
-
-
 def accounts(analysis: Analysis) -> Table:
     """Every account of every arm, charged or not, in FLOPs and in device time."""
-    seen = [name for name in _accounts_seen(analysis.arms)]
+    seen = _accounts_seen(analysis.arms)
     columns = ["Account", "Charged", *(arm.name for arm in analysis.arms)]
     rows: list[list[Cell]] = []
     records: list[Json] = []
@@ -275,10 +295,10 @@ def accounts(analysis: Analysis) -> Table:
             first = numbers.cost(flop, Unit.FLOP)
             second = "" if seconds is None else numbers.cost(seconds, Unit.GPU_SECOND)
             cells.append(Cell(first, second, role="" if charged else "muted"))
-            units = dict.fromkeys(u for r in arm.done for u in mapping(mapping(r.record.get("accounts")).get(account)))
             records += [
-                {"arm": arm.name, "account": account, "charged": charged, "unit": u, "mean": arm.account(account, u)}
-                for u in units
+                {"arm": arm.name, "account": account, "charged": charged, "unit": unit.value, "mean": mean}
+                for unit in Unit
+                if (mean := arm.account(account, unit)) is not None
             ]
         rows.append([Cell(account_name(account)), Cell("yes" if charged else "no"), *cells])
     notes = ["Means over seeds, in FLOPs and device time. Accounts that are not charged are reported all the same."]
@@ -317,7 +337,7 @@ def probes(analysis: Analysis) -> Table:
     """Which probes can be believed."""
     rows = [
         [
-            Cell(numbers.label(p.metric)),
+            Cell(numbers.label(p.metric), detail=p.description),
             Cell(numbers.score(p.teacher, p.metric)),
             Cell(numbers.score(p.untrained, p.metric)),
             Cell(numbers.count(p.examples)),
@@ -334,11 +354,21 @@ def probes(analysis: Analysis) -> Table:
 
 def environment(analysis: Analysis) -> Table:
     """Versions, hardware, fingerprints: nested keys become dotted ones."""
-    flat = list(_flatten(analysis.source.environment))
-    rows = [[Cell(key), Cell(_word(value))] for key, value in flat]
-    return Table(
-        "environment", "Environment", ["Key", "Value"], rows, [{"key": k, "value": v} for k, v in flat], words=True
+    flat = [(key, value) for key, value in _flatten(analysis.source.environment) if not key.startswith(ENGINE)]
+    return _facts("environment", "Environment", flat)
+
+
+def engine(analysis: Analysis) -> Table:
+    """The engine's configuration as DeepSpeed resolved it."""
+    found = _flatten(analysis.source.environment)
+    return _facts(
+        "engine", "Engine configuration", [(k.removeprefix(ENGINE), v) for k, v in found if k.startswith(ENGINE)]
     )
+
+
+def _facts(name: str, title: str, flat: list[tuple[str, Any]]) -> Table:
+    rows = [[Cell(key), Cell(_word(value))] for key, value in flat]
+    return Table(name, title, ["Key", "Value"], rows, [{"key": k, "value": v} for k, v in flat], words=True)
 
 
 def _flatten(tree: Json, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -374,4 +404,5 @@ def every(analysis: Analysis) -> list[Table]:
         differences(analysis),
         probes(analysis),
         environment(analysis),
+        engine(analysis),
     ]

@@ -54,25 +54,23 @@ def judge(comparison: Comparison, *, margin: float) -> Verdict:
         better, worse = (c.a, c.b) if c.mean_difference > 0 else (c.b, c.a)
         size = numbers.amount_of(c.mean_difference, c.metric, spread=c.half_width)
         error = numbers.amount_of(c.half_width, c.metric, spread=c.half_width)
+        small = f"; smaller than the margin of {_margin(margin, c)}" if _within(c, margin) else ""
         return Verdict(
             kind="beats",
             sentence=f"{better} beats {worse} by {size} ± {error} {numbers.unit(c.metric)}",
-            reason=f"{_seeds(c.n)}, 95 % interval, p = {numbers.p_value(c.p_holm)} after correction".replace(
-                "= <", "<"
-            ),
+            reason=f"{_seeds(c.n)}, 95 % interval, {_p(c.p_holm)} after correction{small}",
             a=c.a,
             b=c.b,
             better=better,
             worse=worse,
         )
-    if c.meaningful and c.low is not None and c.high is not None and max(-c.low, c.high) <= margin:
+    if c.low is not None and c.high is not None and _within(c, margin):
         bound = max(-c.low, c.high)
         return Verdict(
             kind="no difference",
             sentence=f"{c.a} and {c.b}: no difference larger than "
             f"{numbers.amount_of(bound, c.metric, spread=bound)} {numbers.unit(c.metric)}",
-            reason=f"{_seeds(c.n)}; the 95 % interval lies within the margin of "
-            f"{numbers.amount_of(margin, c.metric, spread=margin)} {numbers.unit(c.metric)}",
+            reason=f"{_seeds(c.n)}; the 95 % interval lies within the margin of {_margin(margin, c)}",
             a=c.a,
             b=c.b,
         )
@@ -99,6 +97,19 @@ def headline(comparisons: Sequence[Comparison], *, margin: float) -> Verdict:
         if group:
             return max(group, key=lambda pair: (pair[0].meaningful, _size(pair[0])))[1]
     raise AssertionError("a comparison is judged to be one of three kinds")
+
+
+def _p(p: float | None) -> str:
+    text = numbers.p_value(p).replace(" ", "\u00a0")
+    return f"p\u00a0{text}" if text.startswith("<") else f"p\u00a0=\u00a0{text}"
+
+
+def _within(c: Comparison, margin: float) -> bool:
+    return c.meaningful and c.low is not None and c.high is not None and max(-c.low, c.high) <= margin
+
+
+def _margin(margin: float, c: Comparison) -> str:
+    return f"{numbers.amount_of(margin, c.metric, spread=margin)} {numbers.unit(c.metric)}"
 
 
 def _size(c: Comparison) -> float:

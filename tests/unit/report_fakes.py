@@ -152,7 +152,7 @@ def write_run(directory: Path, arm: FakeArm, seed: int, *, noise: float = 0.03, 
             "seconds": seconds * fraction,
         }
         rows.append(row)
-        if step % max(1, steps // 8) == 0 or step == steps:
+        if step in {round(steps * k / 8) for k in range(1, 9)}:
             evaluated = {"fraction": fraction, "spent": step * step_price}
             evaluated["readout_loss"] = 5.99 + (scores["readout.loss"] - 5.99) * fall + 0.01 * own.normal()
             evaluated["readout_accuracy"] = 0.09 + (scores["readout.accuracy"] - 0.09) * fall
