@@ -230,8 +230,8 @@ typedef struct { unsigned version, sensor; int temperature; } Temperature;
 int nvmlDeviceGetTemperatureV(Device *d, Temperature *out) { CHECK(d, "temperature"); BOARD_ONLY(d); out->temperature = (int)d->temperature_c; return OK; }
 #else
 int nvmlDeviceGetCurrentClocksThrottleReasons(Device *d, unsigned long long *out) { CHECK(d, "reasons"); BOARD_ONLY(d); *out = d->reasons; return OK; }
-int nvmlDeviceGetTemperature(Device *d, int sensor, unsigned *out) { (void)sensor; CHECK(d, "temperature"); BOARD_ONLY(d); *out = d->temperature_c; return OK; }
 #endif
+int nvmlDeviceGetTemperature(Device *d, int sensor, unsigned *out) { (void)sensor; CHECK(d, "temperature"); BOARD_ONLY(d); *out = d->temperature_c; return OK; }
 int nvmlDeviceGetPowerUsage(Device *d, unsigned *out) { CHECK(d, "power"); BOARD_ONLY(d); *out = (unsigned)(1000 * value(&d->power_w, now_s()) + 0.5); return OK; }
 int nvmlDeviceGetEnforcedPowerLimit(Device *d, unsigned *out) { CHECK(d, "limit"); BOARD_ONLY(d); *out = 1000 * d->limit_w; return OK; }
 int nvmlDeviceGetClockInfo(Device *d, int type, unsigned *out) {

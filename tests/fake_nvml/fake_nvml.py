@@ -73,7 +73,7 @@ def run(
         **kept,
         "LD_LIBRARY_PATH": str(where),
         "FAKE_NVML_SCENARIO": str(path),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(

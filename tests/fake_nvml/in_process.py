@@ -171,7 +171,7 @@ def polled_in_real_time(uuids: list[str], factor: float, seconds: float) -> dict
         time.sleep(0.05)
     value = meter.read(force=True)
     meter.close()
-    return {**reading(value), "seconds": value.device_s}
+    return reading(value)
 
 
 def source(uuids: list[str], budget: str = "0.5 kWh") -> dict[str, Any]:

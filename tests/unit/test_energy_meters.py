@@ -101,7 +101,8 @@ def test_no_behaviour_of_a_counter_gives_a_negative_or_an_invented_figure(
         else:
             assert reading.joules >= 0
             assert reading.coverage > 0
-            assert reading.uncertainty_j is not None and reading.uncertainty_j >= 0
+            assert reading.uncertainty_j is not None
+            assert reading.uncertainty_j >= 0
 
 
 def test_a_span_shorter_than_an_update_is_pending_and_never_zero() -> None:
@@ -109,10 +110,13 @@ def test_a_span_shorter_than_an_update_is_pending_and_never_zero() -> None:
     meter = counter_meter(gpu, clock=clock)
     clock.now = 0.05
     first = meter.read(force=True)
-    assert first.pending and first.joules is None
+    assert first.pending
+    assert first.joules is None
     clock.now, gpu.joules = 0.3, 90.0
     second = meter.read(force=True)
-    assert second.joules == 90 and second.coverage == 1 and second.device_s == pytest.approx(0.3)
+    assert second.joules == 90
+    assert second.coverage == 1
+    assert second.device_s == pytest.approx(0.3)
 
 
 def test_a_counter_that_never_moves_is_unknown_not_zero() -> None:
@@ -120,7 +124,9 @@ def test_a_counter_that_never_moves_is_unknown_not_zero() -> None:
     meter = counter_meter(gpu, clock=clock)
     clock.now = STALL_S + 1
     reading = meter.read()
-    assert reading.joules is None and reading.coverage == 0 and not reading.pending
+    assert reading.joules is None
+    assert reading.coverage == 0
+    assert not reading.pending
     assert "stands still" in reading.notes[0]
 
 
@@ -131,7 +137,8 @@ def test_an_absent_counter_is_told_in_every_span_not_only_the_first() -> None:
     for end in (10, 20):
         clock.now = end
         reading = meter.read()
-        assert reading.joules is None and reading.notes == ("gpu: refused",)
+        assert reading.joules is None
+        assert reading.notes == ("gpu: refused",)
 
 
 def test_a_refusal_of_some_seconds_costs_nothing_because_the_counter_integrates() -> None:
@@ -142,7 +149,8 @@ def test_a_refusal_of_some_seconds_costs_nothing_because_the_counter_integrates(
         gpu.joules = None if 3 <= second <= 6 else 100.0 * second
         meter.poll()
     reading = meter.read()
-    assert reading.joules == 1000 and reading.coverage == 1
+    assert reading.joules == 1000
+    assert reading.coverage == 1
 
 
 def test_the_uncertainty_is_one_update_at_the_mean_power() -> None:
@@ -150,7 +158,8 @@ def test_the_uncertainty_is_one_update_at_the_mean_power() -> None:
     meter = counter_meter(gpu, clock=clock)
     clock.now, gpu.joules = 10.0, 4000.0
     reading = meter.read()
-    assert reading.uncertainty_j == pytest.approx(gpu.lag_s * 400) and reading.ends_j == reading.uncertainty_j
+    assert reading.uncertainty_j == pytest.approx(gpu.lag_s * 400)
+    assert reading.ends_j == reading.uncertainty_j
 
 
 def test_a_reset_counts_what_came_after_it_and_leaves_the_rest_uncovered() -> None:
@@ -159,7 +168,8 @@ def test_a_reset_counts_what_came_after_it_and_leaves_the_rest_uncovered() -> No
     meter = counter_meter(gpu, clock=clock)
     clock.now, gpu.joules = 10.0, 1200.0  # 6 of the 10 s at 200 W
     reading = meter.read()
-    assert reading.joules == 1200 and reading.coverage == pytest.approx(0.6)
+    assert reading.joules == 1200
+    assert reading.coverage == pytest.approx(0.6)
     assert "reset" in reading.notes[0]
 
 
@@ -169,7 +179,8 @@ def test_a_value_after_a_reset_that_the_power_cannot_explain_is_not_believed() -
     meter = counter_meter(gpu, clock=clock)
     clock.now, gpu.joules = 10.0, 4e6
     reading = meter.read()
-    assert reading.joules is None and reading.coverage == 0
+    assert reading.joules is None
+    assert reading.coverage == 0
 
 
 def test_reads_sooner_than_useful_do_not_touch_the_instrument() -> None:
@@ -200,8 +211,10 @@ def test_polled_power_integrates_a_ramp_exactly_and_says_that_it_is_a_fallback()
         meter.poll()
     reading = meter.read()
     assert reading.joules == pytest.approx(100 * 60 + 10 * 60**2 / 2)
-    assert reading.coverage == pytest.approx(1) and "fallback" in reading.source
-    assert reading.uncertainty_j is not None and reading.uncertainty_j > 0.05 * 24000
+    assert reading.coverage == pytest.approx(1)
+    assert "fallback" in reading.source
+    assert reading.uncertainty_j is not None
+    assert reading.uncertainty_j > 0.05 * 24000
 
 
 def test_a_hole_between_polls_is_uncovered_and_not_interpolated() -> None:
@@ -213,7 +226,8 @@ def test_a_hole_between_polls_is_uncovered_and_not_interpolated() -> None:
         clock.now = at
         meter.poll()
     reading = meter.read()
-    assert reading.joules == pytest.approx(200) and reading.coverage == pytest.approx(0.2)
+    assert reading.joules == pytest.approx(200)
+    assert reading.coverage == pytest.approx(0.2)
     assert "too long to interpolate" in reading.notes[0]
 
 
@@ -223,7 +237,9 @@ def test_power_that_is_refused_is_unknown() -> None:
     meter.start()
     clock.now = 10.0
     reading = meter.read()
-    assert reading.joules is None and reading.coverage == 0 and reading.notes == ("gpu: refused",)
+    assert reading.joules is None
+    assert reading.coverage == 0
+    assert reading.notes == ("gpu: refused",)
 
 
 # -- adding up -----------------------------------------------------------------------------------------
@@ -271,7 +287,9 @@ def test_one_lost_gpu_of_eight_leaves_the_others_energy() -> None:
         gpu.joules = 1000.0
     gpus[3].joules = None
     reading = meter.read()
-    assert reading.joules == 7000 and reading.coverage == pytest.approx(7 / 8) and reading.notes == ("gpu3: refused",)
+    assert reading.joules == 7000
+    assert reading.coverage == pytest.approx(7 / 8)
+    assert reading.notes == ("gpu3: refused",)
 
 
 def test_a_joint_meter_holds_back_what_is_early_and_loses_nothing() -> None:
@@ -282,7 +300,9 @@ def test_a_joint_meter_holds_back_what_is_early_and_loses_nothing() -> None:
     assert joint.read(force=True).pending
     clock.now, fast.joules, slow.joules = 1.5, 15.0, 30.0
     reading = joint.read(force=True)
-    assert reading.joules == 45 and reading.source == "a and b" and reading.device_s == pytest.approx(3)
+    assert reading.joules == 45
+    assert reading.source == "a and b"
+    assert reading.device_s == pytest.approx(3)
 
 
 def test_unknown_is_printed_as_unknown() -> None:
@@ -304,7 +324,8 @@ def test_a_prediction_lies_within_what_was_observed_and_is_reproducible(seen: li
         two.observe(joules, steps)
     each = [joules / steps for joules, steps in seen[-32:]]
     prediction = one.predict_step()
-    assert prediction is not None and prediction == two.predict_step()
+    assert prediction is not None
+    assert prediction == two.predict_step()
     assert min(each) * (1 - 1e-9) <= prediction <= max(each) * (1 + 1e-9) + 1e-12
     restored = StepEnergy()
     restored.restore(one.state())
@@ -317,7 +338,8 @@ def test_a_burst_hardly_moves_the_prediction_and_a_lasting_change_does() -> None
         steps.observe(100.0 + i % 2, 1)
     steps.observe(100_000.0, 1)
     prediction = steps.predict_step()
-    assert prediction is not None and prediction < 103
+    assert prediction is not None
+    assert prediction < 103
     for _ in range(8):
         steps.observe(200.0, 1)
     assert steps.predict_step() == 200
@@ -344,10 +366,12 @@ def test_pending_steps_are_kept_in_mind_and_charged_once() -> None:
     steps = StepEnergy()
     steps.charge(whole(100.0), 1)
     pending = EnergyReading(None, "counter", 0.0, pending=True)
-    assert steps.charge(pending, 1) == 0 and steps.charge(pending, 1) == 0
+    assert steps.charge(pending, 1) == 0
+    assert steps.charge(pending, 1) == 0
     assert steps.pending_j == 200
     assert steps.charge(whole(330.0), 1) == 330
-    assert steps.pending_j == 0 and steps.predict_step() == pytest.approx((100 + 330) / 4)
+    assert steps.pending_j == 0
+    assert steps.predict_step() == pytest.approx((100 + 330) / 4)
 
 
 # -- RAPL ----------------------------------------------------------------------------------------------
@@ -383,7 +407,8 @@ def test_a_rapl_counter_that_starts_over_is_continued(tmp_path: Path) -> None:
     clock.now = 4.0
     (root / "intel-rapl:0" / "energy_uj").write_text("3000000\n")
     reading = meter.read()
-    assert reading.joules == pytest.approx(4.0) and reading.coverage == 1
+    assert reading.joules == pytest.approx(4.0)
+    assert reading.coverage == 1
 
 
 def test_a_rapl_counter_read_too_rarely_to_tell_how_often_it_started_over_is_unknown(tmp_path: Path) -> None:
@@ -397,7 +422,8 @@ def test_a_rapl_counter_read_too_rarely_to_tell_how_often_it_started_over_is_unk
     clock.now = 104.0
     file.write_text("450000000\n")
     reading = meter.read()
-    assert reading.joules is None and "more than once" in reading.notes[-1]
+    assert reading.joules is None
+    assert "more than once" in reading.notes[-1]
 
 
 def test_rapl_without_permission_says_how_to_give_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +436,9 @@ def test_rapl_without_permission_says_how_to_give_it(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Path, "read_text", refuse)
     found, reason = rapl.readable(root)
-    assert not found and "permission denied" in reason and "chmod a+r" in reason
+    assert not found
+    assert "permission denied" in reason
+    assert "chmod a+r" in reason
 
 
 def test_an_energy_budget_without_an_instrument_is_a_configuration_error(
@@ -418,12 +446,15 @@ def test_an_energy_budget_without_an_instrument_is_a_configuration_error(
 ) -> None:
     monkeypatch.setattr(rapl, "readable", lambda: ([], "no RAPL zones here"))
     source = energy.available_energy_source()
-    assert not source.available and source.reason == "no RAPL zones here"
+    assert not source.available
+    assert source.reason == "no RAPL zones here"
     with pytest.raises(ConfigError) as caught:
         energy.require_energy_source("0.5 kWh")
-    assert caught.value.exit_code == 2 and "no RAPL zones here" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "no RAPL zones here" in str(caught.value)
     reading = energy.open_energy_meter().read()
-    assert reading.joules is None and reading.notes == ("no RAPL zones here",)
+    assert reading.joules is None
+    assert reading.notes == ("no RAPL zones here",)
 
 
 def test_rapl_is_the_source_of_a_run_without_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

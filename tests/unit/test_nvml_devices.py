@@ -11,7 +11,7 @@ import pytest
 from harness.meters.peaks import PEAKS, peak_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fake_nvml"))
-import fake_nvml  # noqa: E402
+import fake_nvml
 
 A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 B = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -28,34 +28,45 @@ def fake_nvml_builds() -> Iterator[None]:
 def test_every_query_answers_in_its_stated_unit() -> None:
     answers = fake_nvml.run("describe", "constant", uuid=A, at_s=10.0)
     assert answers["energy_mj"] == 123456789 + 300 * 10 * 1000
-    assert answers["power_w"] == 300 and answers["power_limit_w"] == 700
-    assert answers["sm_mhz"] == 1980 and answers["temperature_c"] == 40
+    assert answers["power_w"] == 300
+    assert answers["power_limit_w"] == 700
+    assert answers["sm_mhz"] == 1980
+    assert answers["temperature_c"] == 40
     assert answers["memory"] == {"used_bytes": 1 << 30, "total_bytes": 80 << 30}
     assert answers["utilisation"] == {"busy": 0.9, "memory": 0.3}
     assert answers["throttle"] == ["power cap"]
-    assert answers["capability"] == [9, 0] and answers["gpm"] and not answers["lost"]
+    assert answers["capability"] == [9, 0]
+    assert answers["gpm"]
+    assert not answers["lost"]
     assert answers["reasons"] == {}
 
 
 def test_refused_queries_are_none_with_a_reason_and_are_not_asked_again() -> None:
     once = fake_nvml.run("describe", "denied", uuid=A)
-    assert once["energy_mj"] is None and once["power_w"] is None and not once["gpm"]
-    assert once["reasons"] == {query: "permission denied" for query in ("energy", "power", "gpm")}
+    assert once["energy_mj"] is None
+    assert once["power_w"] is None
+    assert not once["gpm"]
+    assert once["reasons"] == dict.fromkeys(("energy", "power", "gpm"), "permission denied")
     twice = fake_nvml.run("describe", "denied", uuid=A, times=2)
-    assert twice["calls"] == once["calls"] - 3 and twice["reasons"] == once["reasons"]
+    assert twice["calls"] == once["calls"] - 3
+    assert twice["reasons"] == once["reasons"]
 
 
 def test_an_old_driver_lacks_functions_and_the_older_spelling_is_used() -> None:
     answers = fake_nvml.run("describe", "constant", uuid=A, defines=("OLD_DRIVER",))
-    assert answers["energy_mj"] is None and "not in this driver" in answers["reasons"]["energy"]
-    assert not answers["gpm"] and "not in this driver" in answers["reasons"]["gpm"]
-    assert answers["temperature_c"] == 40 and answers["throttle"] == ["power cap"]
+    assert answers["energy_mj"] is None
+    assert "not in this driver" in answers["reasons"]["energy"]
+    assert not answers["gpm"]
+    assert "not in this driver" in answers["reasons"]["gpm"]
+    assert answers["temperature_c"] == 40
+    assert answers["throttle"] == ["power cap"]
     assert answers["power_w"] == 300
 
 
 def test_a_lost_gpu_answers_nothing_and_is_left_alone() -> None:
     answers = fake_nvml.run("describe", "lost", uuid=A, at_s=31.0, times=2)
-    assert answers["lost"] and answers["calls"] == 0
+    assert answers["lost"]
+    assert answers["calls"] == 0
     values = ("energy_mj", "power_w", "sm_mhz", "temperature_c", "memory", "utilisation", "throttle")
     assert all(answers[key] is None for key in values)
     assert set(answers["reasons"].values()) == {"the GPU is lost"}
@@ -64,11 +75,17 @@ def test_a_lost_gpu_answers_nothing_and_is_left_alone() -> None:
 
 def test_a_mig_instance_has_its_own_memory_the_boards_clock_and_no_power() -> None:
     answers = fake_nvml.run("describe", "mig", uuid=C)
-    assert answers["is_mig"] and answers["sm_count"] == 60 and answers["gpm"]
+    assert answers["is_mig"]
+    assert answers["sm_count"] == 60
+    assert answers["gpm"]
     assert answers["memory"]["total_bytes"] == (80 << 30) * 60 // 132
-    assert answers["sm_mhz"] == 1980 and answers["temperature_c"] == 40 and answers["capability"] == [9, 0]
-    assert answers["energy_mj"] is None and answers["power_w"] is None
-    assert "whole GPU" in answers["reasons"]["energy"] and "whole GPU" in answers["reasons"]["power"]
+    assert answers["sm_mhz"] == 1980
+    assert answers["temperature_c"] == 40
+    assert answers["capability"] == [9, 0]
+    assert answers["energy_mj"] is None
+    assert answers["power_w"] is None
+    assert "whole GPU" in answers["reasons"]["energy"]
+    assert "whole GPU" in answers["reasons"]["power"]
 
 
 def test_a_device_is_found_by_every_spelling_of_its_uuid() -> None:
@@ -110,36 +127,42 @@ def test_cudas_order_of_unlike_gpus_is_not_guessed() -> None:
             {"CUDA_VISIBLE_DEVICES": B},
         ],
     )
-    assert index.startswith("refused") and "sorts them by speed" in index
-    assert by_bus == [A] and by_uuid == [B]
+    assert index.startswith("refused")
+    assert "sorts them by speed" in index
+    assert by_bus == [A]
+    assert by_uuid == [B]
 
 
 def test_an_index_of_a_split_gpu_is_refused_and_an_instances_uuid_is_not() -> None:
     index, instance = fake_nvml.run(
         "visible", "mig", environments=[{"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": C}]
     )
-    assert "MIG" in index and instance == [C]
+    assert "MIG" in index
+    assert instance == [C]
 
 
 def test_nvml_that_cannot_be_opened_says_why_and_what_to_do(tmp_path: Path) -> None:
     driver = fake_nvml.run("connect", "no_driver")
-    assert not driver["open"] and driver["reason"] == "Driver Not Loaded" and "kernel module" in driver["remedy"]
+    assert not driver["open"]
+    assert driver["reason"] == "Driver Not Loaded"
+    assert "kernel module" in driver["remedy"]
     # A file that is no library hides whatever the machine itself has.
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"")
     absent = fake_nvml.run("connect", "constant", folder=tmp_path)
-    assert (
-        not absent["open"]
-        and "Library Not Found" in absent["reason"]
-        and "install the NVIDIA driver" in absent["remedy"]
-    )
+    assert not absent["open"]
+    assert "Library Not Found" in absent["reason"]
+    assert "install the NVIDIA driver" in absent["remedy"]
 
 
 def test_gpm_averages_between_two_samples() -> None:
     first, rising, level = fake_nvml.run("gpm", "constant", uuid=A, times_s=[0, 10, 20])["readings"]
     assert first is None
-    assert rising["tensor"] == pytest.approx(0.4) and level["tensor"] == pytest.approx(0.6)
-    assert level["sm"] == pytest.approx(0.8) and level["dram"] == pytest.approx(0.5)
-    assert level["hmma"] is None and level["fp32"] is None
+    assert rising["tensor"] == pytest.approx(0.4)
+    assert level["tensor"] == pytest.approx(0.6)
+    assert level["sm"] == pytest.approx(0.8)
+    assert level["dram"] == pytest.approx(0.5)
+    assert level["hmma"] is None
+    assert level["fp32"] is None
 
 
 def test_gpm_of_a_mig_instance_is_sampled_through_its_gpu() -> None:
@@ -148,13 +171,15 @@ def test_gpm_of_a_mig_instance_is_sampled_through_its_gpu() -> None:
 
 def test_a_gpu_without_gpm_says_so() -> None:
     answer = fake_nvml.run("gpm", "no_gpm", uuid=A, times_s=[0])
-    assert answer["readings"] is None and "no GPM" in answer["reason"]
+    assert answer["readings"] is None
+    assert "no GPM" in answer["reason"]
 
 
 def test_gpm_of_a_gpu_that_is_lost_ends_with_a_reason() -> None:
     answer = fake_nvml.run("gpm", "lost", uuid=A, times_s=[0, 10, 31, 32])
     assert answer["readings"][1]["tensor"] == pytest.approx(0.5)
-    assert answer["readings"][2:] == [None, None] and answer["reason"] == "the GPU is lost"
+    assert answer["readings"][2:] == [None, None]
+    assert answer["reason"] == "the GPU is lost"
 
 
 # -- peaks ---------------------------------------------------------------------------------------------

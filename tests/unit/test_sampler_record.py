@@ -16,7 +16,7 @@ from harness.meters.samples import summarise
 from harness.meters.ticker import Ticker
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fake_nvml"))
-import fake_nvml  # noqa: E402
+import fake_nvml
 
 A = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 B = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -43,13 +43,17 @@ def test_a_record_names_its_devices_samples_them_and_ends(tmp_path: Path) -> Non
     written = sample(tmp_path / "deep" / "gpu.jsonl", "constant", [A, B], [1, 2])
     assert [row["kind"] for row in written] == ["device"] * 2 + ["sample"] * 4 + ["end"]
     first = written[2]
-    assert first["uuid"] == A and first["node"] == 3 and first["t_s"] == 1
-    assert first["power_w"] == 300 and first["sm_mhz"] == 1980 and first["throttle"] == ["power cap"]
-    assert first["memory_used_bytes"] == 1 << 30 and first["temperature_c"] == 40 and first["busy"] == 0.9
-    assert (
-        written[0]["tensor_peak_flop_s"] == pytest.approx(132 * 4096 * 1980e6)
-        and "whitepaper" in written[0]["tensor_peak_source"]
-    )
+    assert first["uuid"] == A
+    assert first["node"] == 3
+    assert first["t_s"] == 1
+    assert first["power_w"] == 300
+    assert first["sm_mhz"] == 1980
+    assert first["throttle"] == ["power cap"]
+    assert first["memory_used_bytes"] == 1 << 30
+    assert first["temperature_c"] == 40
+    assert first["busy"] == 0.9
+    assert written[0]["tensor_peak_flop_s"] == pytest.approx(132 * 4096 * 1980e6)
+    assert "whitepaper" in written[0]["tensor_peak_source"]
     assert written[-1]["error"] is None
 
 
@@ -64,7 +68,8 @@ def test_the_tensor_estimate_is_utilisation_times_the_peak_at_the_current_clock(
 def test_the_peak_of_a_mig_instance_is_its_own_sms(tmp_path: Path) -> None:
     written = sample(tmp_path / "gpu.jsonl", "mig", [C], [0, 10])
     assert written[2]["tensor_estimate_flop_s"] == pytest.approx(0.5 * 60 * 4096 * 1980e6)
-    assert written[2]["power_w"] is None and written[2]["busy"] is None
+    assert written[2]["power_w"] is None
+    assert written[2]["busy"] is None
 
 
 def test_what_a_device_does_not_tell_is_null_with_its_reason(tmp_path: Path) -> None:
@@ -72,7 +77,8 @@ def test_what_a_device_does_not_tell_is_null_with_its_reason(tmp_path: Path) -> 
     assert all(row["gpm"] is None and row["tensor_estimate_flop_s"] is None for row in written[1:3])
     assert "no GPM" in written[0]["missing"]["gpm"]
     denied = sample(tmp_path / "denied.jsonl", "denied", [A], [0])
-    assert denied[1]["power_w"] is None and denied[-1]["missing"][A]["power"] == "permission denied"
+    assert denied[1]["power_w"] is None
+    assert denied[-1]["missing"][A]["power"] == "permission denied"
 
 
 def test_a_lost_device_is_reported_once_and_the_others_go_on(tmp_path: Path) -> None:
@@ -81,13 +87,17 @@ def test_a_lost_device_is_reported_once_and_the_others_go_on(tmp_path: Path) -> 
     assert [row["uuid"] for row in written if row["kind"] == "lost"] == [A]
     assert [row["t_s"] for row in written if row["kind"] == "sample" and row["uuid"] == B] == [10, 20, 31, 40]
     gone, alive = summarise([path])
-    assert gone.lost_at_s == 31 and gone.samples == 2 and alive.lost_at_s is None and alive.samples == 4
+    assert gone.lost_at_s == 31
+    assert gone.samples == 2
+    assert alive.lost_at_s is None
+    assert alive.samples == 4
 
 
 def test_without_nvml_the_record_says_why_it_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     written = sample(path, "no_driver", [A], [1])
-    assert [row["kind"] for row in written] == ["none", "end"] and "Driver Not Loaded" in written[0]["reason"]
+    assert [row["kind"] for row in written] == ["none", "end"]
+    assert "Driver Not Loaded" in written[0]["reason"]
     assert summarise([path]) == []
     with open_sampler([], tmp_path / "cpu.jsonl") as sampler:
         assert sampler.error is None
@@ -100,20 +110,24 @@ def test_a_summary_weighs_samples_by_the_time_they_speak_for(tmp_path: Path) -> 
     scenario = f"device {A}\npower_w 0:100 1:100 1:400 11:400\ngpm tensor 0:10 1:10 1:60 11:60\n"
     sample(path, scenario, [A], [0, 0.9, 10.9])
     (summary,) = summarise([path])
-    assert summary.samples == 3 and summary.sampled_s == pytest.approx(10.9)
+    assert summary.samples == 3
+    assert summary.sampled_s == pytest.approx(10.9)
     assert summary.means["power_w"] == pytest.approx((100 * 0.9 + 400 * 10) / 10.9)
     # tensor: 10 % for 0.9 s, then the mean over 0.9 … 10.9, which the fake knows exactly
     busy_s = 0.1 * 0.9 + (0.1 * 0.1 + 0.6 * 9.9)
     assert summary.tensor_estimate_flop == pytest.approx(busy_s * 132 * 4096 * 1980e6, rel=1e-3)
     assert summary.tensor_coverage == pytest.approx(1)
-    assert summary.memory_peak_bytes == 1 << 30 and summary.throttled == {}
+    assert summary.memory_peak_bytes == 1 << 30
+    assert summary.throttled == {}
 
 
 def test_a_summary_of_a_device_without_gpm_has_no_estimate(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     sample(path, "no_gpm", [A], [1, 2])
     (summary,) = summarise([path])
-    assert summary.tensor_estimate_flop is None and summary.tensor_coverage == 0 and summary.gpm["tensor"] is None
+    assert summary.tensor_estimate_flop is None
+    assert summary.tensor_coverage == 0
+    assert summary.gpm["tensor"] is None
 
 
 def test_a_record_that_was_killed_and_continued_is_still_read(tmp_path: Path) -> None:
@@ -124,7 +138,8 @@ def test_a_record_that_was_killed_and_continued_is_still_read(tmp_path: Path) ->
     sample_again = fake_nvml.run("sample", "constant", uuids=[A], path=str(path), times_s=[1, 2, 3])
     assert sample_again["error"] is None
     (summary,) = summarise([path])
-    assert summary.samples == 5 and summary.sampled_s == pytest.approx(5)
+    assert summary.samples == 5
+    assert summary.sampled_s == pytest.approx(5)
     assert summary.throttled == {"power cap": 1.0}
 
 
@@ -134,14 +149,16 @@ def test_the_thread_samples_within_its_share_and_stops_at_once(tmp_path: Path) -
     result = fake_nvml.run(
         "sample_threaded", "reset", uuids=[A], path=str(path), period_s=0.05, seconds=2.0, factor=15.0
     )
-    assert result["error"] is None and result["stopped_in_s"] < 2
+    assert result["error"] is None
+    assert result["stopped_in_s"] < 2
     assert result["overhead"] <= 0.005 * 1.2
     end = rows(path)[-1]
-    assert (
-        end["kind"] == "end" and end["ticks"] >= 10 and end["core_share"] == pytest.approx(result["overhead"], rel=0.2)
-    )
+    assert end["kind"] == "end"
+    assert end["ticks"] >= 10
+    assert end["core_share"] == pytest.approx(result["overhead"], rel=0.2)
     # Polled by the sampler, the energy meter saw the reset at 20.37 s of the fake to within a few periods.
-    assert result["energy"]["coverage"] > 0.9 and any("reset" in note for note in result["energy"]["notes"])
+    assert result["energy"]["coverage"] > 0.9
+    assert any("reset" in note for note in result["energy"]["notes"])
 
 
 def test_work_that_is_too_dear_is_done_less_often() -> None:
@@ -167,7 +184,8 @@ def test_a_full_disk_ends_sampling_and_nothing_else() -> None:
     sampler.start()
     time.sleep(0.05)
     sampler.stop()
-    assert sampler.error is not None and "No space left" in sampler.error
+    assert sampler.error is not None
+    assert "No space left" in sampler.error
 
 
 def test_a_failure_while_sampling_is_kept_and_does_not_escape(tmp_path: Path) -> None:
