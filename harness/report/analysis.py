@@ -21,9 +21,11 @@ from harness.units import Unit
 MAIN = "readout.loss"
 PROBE_MEAN = "probe.mean"
 REFERENCES = ("teacher", "untrained", "bag_of_words")
+# Colours besides the neutral one; with more contenders than that, colours repeat.
+COLOURS = 7
 # One-sided level at which a teacher must beat the untrained student before a probe is believed.
 INFORMATIVE = 0.01
-# Facts that travel among the scores: which layer a read-out was made from is neither good nor bad.
+# Facts that travel among the scores: which layer a readout was made from is neither good nor bad.
 FACTS = (".layer",)
 _ORDER = ("readout.", "mlm.", PROBE_MEAN, "probe.", "glue.")
 
@@ -131,7 +133,15 @@ class Analysis:
             return dict.fromkeys((arm.name for arm in self.arms), f"{numbers.label(metric)} is uninformative")
         if not metric.startswith("mlm."):
             return {}
-        return {arm.name: f"{arm.name} never trained its MLM head" for arm in self.arms if not arm.head_trained}
+        return {arm.name: f"{arm.name} never trained an MLM head" for arm in self.arms if not arm.head_trained}
+
+    def flags(self, metrics: Iterable[str]) -> list[str]:
+        """Why figures of these metrics carry a dagger, in as few words as there are reasons."""
+        metrics = list(metrics)
+        headless = [arm.name for arm in self.arms if not arm.head_trained]
+        shown = any(m.startswith("mlm.") and m not in self.uninformative for m in metrics)
+        heads = [f"{', '.join(headless)} never trained an MLM head"] if headless and shown else []
+        return heads + [f"{numbers.label(m)} is uninformative" for m in metrics if m in self.uninformative]
 
     @property
     def uninformative(self) -> set[str]:
@@ -224,8 +234,8 @@ def _arms(source: Source) -> list[Arm]:
     return [
         Arm(
             name=name,
-            # The baseline is drawn in the neutral colour 0; others keep their place when arms are appended.
-            index=0 if name == baseline else 1 + contenders.index(name),
+            # The baseline is drawn in the neutral colour 0; others keep theirs when arms are appended.
+            index=0 if name == baseline else 1 + contenders.index(name) % COLOURS,
             baseline=name == baseline,
             objective=objectives[name],
             differs=mapping(listed.get(name, {}).get("differs")),

@@ -97,7 +97,7 @@ def _words(c: Comparison, verdict: Verdict) -> str:
         return verdict.sentence.split(": ", 1)[1]
     if not c.meaningful:
         return "not comparable"
-    return verdict.sentence.rsplit(": ", 1)[1].replace(" yet, run", ":")
+    return verdict.sentence.rsplit(": ", 1)[1].replace(" yet, run", ":").replace("at least", "≥")
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ def _signatures(analysis: Analysis) -> Iterator[str]:
         untrained = analysis.references.get("untrained", {}).get(metric)
         flagged = arm.name in analysis.meaningless(metric)
         if mine and untrained is not None and not flagged and not better_of(metric, mine.mean, untrained):
-            yield f"{arm.name} is no better than the untrained student in {numbers.label(metric)}: it learned nothing."
+            figures = f"{numbers.score(mine.mean, metric)} against {numbers.score(untrained, metric)}"
+            yield f"{arm.name} is no better than the untrained student in {numbers.label(metric)} ({figures})."
         for run in arm.done:
             if mine is None or run.seed not in mine.values:
                 yield f"{arm.name}, seed {run.seed}: no finite {numbers.label(metric)}; the run is left out of the verdict."
@@ -132,7 +133,7 @@ def _signatures(analysis: Analysis) -> Iterator[str]:
         if verdict.worse and verdict.better and analysis.baseline and verdict.better == analysis.baseline.name:
             yield f"{verdict.worse} is clearly worse than {verdict.better}."
     yield from _teacher(analysis)
-    for reason in dict.fromkeys(analysis.meaningless(metric).values()):
+    for reason in analysis.flags([metric]):
         yield f"The deciding score cannot decide: {reason}."
 
 

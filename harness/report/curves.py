@@ -1,6 +1,6 @@
 """Learning curves over budget spent: one light line per seed, one strong line for their mean.
 
-A panel holds only what may be compared: the common read-out for all arms, the own MLM score for arms with
+A panel holds only what may be compared: the common readout for all arms, the own MLM score for arms with
 a trained head, and each training objective alone, relative to its start, because losses of different
 methods have no common scale.
 """
@@ -82,8 +82,8 @@ def yardsticks(analysis: Analysis) -> list[Chart]:
     """Panels in which arms may be compared; none where nothing was evaluated during training."""
     charts: list[Chart] = []
     for metric, title, detail in (
-        ("readout.loss", "Read-out loss", "nats; a fresh head on the frozen body, the same for every arm"),
-        ("readout.accuracy", "Read-out accuracy", "% of masked tokens"),
+        ("readout.loss", "Readout loss", "nats; a fresh head on the frozen body, the same for every arm"),
+        ("readout.accuracy", "Readout accuracy", "% of masked tokens"),
         (
             "mlm.loss",
             "Own MLM loss",

@@ -6,12 +6,12 @@ import math
 
 from harness.units import Unit, format_amount
 
-_WORDS = {"mlm": "MLM", "readout": "Read-out", "probe": "Probe", "glue": "GLUE"}
+_WORDS = {"mlm": "MLM", "readout": "Readout", "probe": "Probe", "glue": "GLUE"}
 MINUS = "\N{MINUS SIGN}"
 
 
 def label(metric: str) -> str:
-    """ "readout.loss" → "Read-out loss", "probe.package" → "Probe: package"."""
+    """ "readout.loss" → "Readout loss", "probe.package" → "Probe: package"."""
     head, _, tail = metric.partition(".")
     if not tail:
         return head.replace("_", " ").capitalize()

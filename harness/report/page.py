@@ -12,7 +12,7 @@ from markupsafe import Markup
 from harness.report import bars, curves, numbers
 from harness.report.analysis import Analysis, describe_unit
 from harness.report.source import mapping, number
-from harness.report.tables import Table
+from harness.report.tables import REFERENCE_NAMES, Table
 from harness.report.verdict import Verdict
 from harness.units import Unit
 
@@ -104,9 +104,10 @@ def teacher_cost(analysis: Analysis) -> str:
 
 def _references(analysis: Analysis) -> str:
     training: dict[str, Any] = mapping(analysis.source.references.get("teacher_training"))
-    parts = ["Teacher, untrained student and bag of words stand below the arms in the table of scores."]
-    if not analysis.references:
-        parts = []
+    names = [REFERENCE_NAMES[name].lower() for name in analysis.references]
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+    verb = "stand" if len(names) > 1 else "stands"
+    parts = [f"{listed.capitalize()} {verb} below the arms in the table of scores."] if names else []
     parts += [teacher_cost(analysis)] if teacher_cost(analysis) else []
     if training.get("note"):
         parts.append(f"Teacher: {training['note']}.")

@@ -107,7 +107,7 @@ def scores(analysis: Analysis) -> Table:
 
 def _heading(analysis: Analysis, metric: str) -> str:
     arrow = "↓" if metric.endswith("loss") else "↑"
-    return f"{numbers.label(metric)} {arrow}"
+    return f"{numbers.label(metric)}\u00a0{arrow}"
 
 
 def _score(analysis: Analysis, arm: Arm, metric: str) -> Cell:
@@ -131,7 +131,7 @@ def _score_notes(analysis: Analysis, metrics: list[str]) -> list[str]:
         notes.append("A marked score beats every other arm significantly (paired t, Holm-corrected, 5 %).")
     elif len(analysis.arms) > 1:
         notes.append("No score is marked: none beats every other arm significantly.")
-    reasons = dict.fromkeys(r for m in metrics for r in analysis.meaningless(m).values())
+    reasons = analysis.flags(metrics)
     if reasons:
         notes.append(f"† Meaningless as a comparison, and part of no average: {'; '.join(reasons)}.")
     return notes
@@ -200,7 +200,7 @@ def _comparison_table(
         "Detectable: the true difference that as many seeds find with 80 % power. "
         "Needed: the seeds that find a true difference as large as the observed one.",
     ]
-    reasons = dict.fromkeys(c.note for c in shown if not c.meaningful)
+    reasons = analysis.flags(dict.fromkeys(c.metric for c in shown if not c.meaningful))
     notes += [f"† Meaningless: {'; '.join(reasons)}."] if reasons else []
     notes += [f"{c.a} vs {c.b}: {c.note}." for c in shown if c.meaningful and c.note and not metric]
     unit = "" if metric else f", {numbers.unit(analysis.main)}"
