@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -166,20 +166,21 @@ def prepare(data: DataSpec, *, vocab_limit: int | None = None, tell: Tell | None
     whole = sum(source.weight for source in data.sources)
     parts = []
     for source in data.sources:
+        known = identity(source)
         depends_on = {
             "source": source.path,
-            "identity": identity(source),
+            "identity": known,
             "tokenizer": fingerprint,
             "block_length": data.block_length,
             "fractions": [data.validation_fraction, data.test_fraction],
             "packing": VERSION,
         }
-        folder = cached_folder("corpora", depends_on, lambda into, source=source: _build(into, source, data, tell))
+        folder = cached_folder("corpora", depends_on, partial(_build, source=source, known=known, data=data, tell=tell))
         parts.append(_open_part(folder, source, data, size, share=source.weight / whole))
     return Corpus(parts, data=data, special=special, vocab_size=size, tokenizer_fingerprint=fingerprint)
 
 
-def _build(into: Path, source: SourceSpec, data: DataSpec, tell: Tell | None) -> None:
+def _build(into: Path, *, source: SourceSpec, known: dict[str, Any], data: DataSpec, tell: Tell | None) -> None:
     """Read, tokenise and pack one source into the empty folder `into`."""
     tokenizer, fingerprint = load_tokenizer(data.tokenizer)
     special, size = special_ids(tokenizer), vocabulary_size(tokenizer)
@@ -229,7 +230,7 @@ def _build(into: Path, source: SourceSpec, data: DataSpec, tell: Tell | None) ->
     (into / "train.jsonl").unlink()
     manifest = {
         "source": source.path,
-        "identity": identity(source),
+        "identity": known,
         "tokenizer": fingerprint,
         "documents": counts,
         "text_bytes": text_bytes,

@@ -67,19 +67,13 @@ def split_of(relative: Path) -> str:
 
 def identity(path: str, found: dict[str, list[Path]]) -> dict[str, Any]:
     """Names, sizes and modification times: enough to notice any ordinary change without reading."""
-    root = Path(path).expanduser().resolve()
+    root = Path(path).expanduser()
     rows = []
     for split, paths in found.items():
         for p in paths:
-            status = p.stat()
-            rows.append(
-                [
-                    split,
-                    str(p.resolve().relative_to(root)) if root.is_dir() else p.name,
-                    status.st_size,
-                    status.st_mtime_ns,
-                ]
-            )
+            # Names as found, not resolved: a Hub snapshot is a folder of links to somewhere else.
+            name = str(p.relative_to(root)) if root.is_dir() else p.name
+            rows.append([split, name, p.stat().st_size, p.stat().st_mtime_ns])
     return {"files": rows}
 
 

@@ -20,7 +20,7 @@ def open_dataset(source: SourceSpec) -> tuple[dict[str, Any], tuple[str, ...], C
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source.path, name=source.config)
+        loaded: Any = datasets.load_dataset(source.path, name=source.config)
     except Exception as error:  # the client raises a dozen unrelated types for one question: can it be had?
         raise DataError(
             f"data source {source.path!r}" + (f" ({source.config})" if source.config else ""),

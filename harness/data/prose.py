@@ -21,7 +21,7 @@ _SECTION = re.compile(
 )
 _UNDERLINE = re.compile(r"([-=~^\"'*+#.])\1{2,}\s*$")
 _TABLE = re.compile(r"^[|+]|^[-=+| ]{6,}$|\S\s{3,}\S.*\S\s{3,}\S|\s\|\s.*\s\|\s")
-_BULLET = re.compile(r"([-*•]|\d{1,2}[.)])\s+")
+_BULLET = re.compile(r"^([-*•]|\d{1,2}[.)])\s+")
 _PARAMETER = re.compile(r"[*`]{0,3}[A-Za-z_][\w.]*[`*]{0,2}\s*(\([^)]*\))?\s*:(\s|$)")
 _BLOCK_DIRECTIVE = re.compile(
     r"\.\.\s*(code|code-block|sourcecode|math|plot|image|figure|ipython|testcode|doctest|\[[^\]]*\]|_)", re.IGNORECASE
@@ -33,7 +33,7 @@ _INLINE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r":[\w:+-]+:`~(?:[\w.]*\.)?([^`]*)`", r"\1"),  # :func:`~package.name` is printed as name
         (r":[\w:+-]+:`!?([^`<]*?)\s*(?:<[^>`]*>)?`", r"\1"),
         (r"`([^`<]+?)\s*<[^>`]*>`_{0,2}", r"\1"),
-        (r"\[`~?([^`\]]*)`\](?:\([^)]*\))?", r"\1"),
+        (r"(?<!\w)\[`~?([^`\]]*)`\](?:\([^)]*\))?", r"\1"),
         (r"!?\[([^\]]*)\]\([^)\s]*\)", r"\1"),
         (r"\$\$?[^$]*\$\$?", " "),
         (r"</?[A-Za-z][^>]{0,80}>", " "),
@@ -47,6 +47,7 @@ _INLINE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*[A-Za-z]|[aAI]")
 _MARKUP = re.compile(r"[`*\[$<]|://|:\w+:")
+_LOOSE_STOP = re.compile(r" ([.,;:])(?= |$)")  # where a formula or a citation was removed
 _EDGE = "()[]{}<>.,;:!?\"'`*"
 
 
@@ -58,7 +59,7 @@ def clean(docstring: str) -> list[str]:
         if _MARKUP.search(raw):
             for pattern, replacement in _INLINE:
                 text = pattern.sub(replacement, text)
-        text = " ".join(text.replace("\\", " ").split())
+        text = _LOOSE_STOP.sub(r"\1", " ".join(text.replace("\\", " ").split()))
         if is_prose(text):
             paragraphs.append(text)
     return paragraphs

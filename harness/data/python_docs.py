@@ -31,7 +31,7 @@ from harness.data.hashing import text_word
 from harness.data.prose import clean
 from harness.errors import DataError
 
-VERSION = 1
+VERSION = 2
 MIN_WORDS = 12
 MAX_SHARE = 0.25
 

@@ -101,7 +101,7 @@ def write(
     return Shard(path.name, dtype.str, blocks, block_length, size, sha.hexdigest(), tuple(chunks))
 
 
-def load(folder: Path, shard: Shard, *, vocab_size: int) -> np.memmap:
+def load(folder: Path, shard: Shard, *, vocab_size: int) -> np.ndarray:
     """[blocks, T] read-only memory map, after checking size, checksums and that every id is below `vocab_size`.
 
     Reads the file once, about a second per gigabyte.
@@ -132,7 +132,7 @@ def load(folder: Path, shard: Shard, *, vocab_size: int) -> np.memmap:
                 rule=f"token id {int(tokens[at])}, but the vocabulary has {vocab_size} entries",
                 remedy=remedy,
             )
-        if zlib.crc32(piece) != expected:
+        if zlib.crc32(piece.tobytes()) != expected:
             raise DataError(
                 f"{path} at offset {number * CHUNK_BYTES}", rule="this megabyte is not what was written", remedy=remedy
             )

@@ -19,7 +19,7 @@ from harness.data.hashing import U64, text_word
 from harness.errors import DataError
 from harness.study import DataSpec, SourceSpec
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
 _PYTHON_DOCS = "python-docs"
 
 
