@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from harness.budget import Account
 from harness.compare import Comparison
 from harness.report import numbers
-from harness.report.analysis import Analysis, Arm
+from harness.report.analysis import Analysis
+from harness.report.arms import Arm
 from harness.report.axis import Tick, axis, scale_of
+from harness.report.cells import account_name
 from harness.report.source import mapping
-from harness.report.tables import account_name
 from harness.report.verdict import Verdict
 from harness.units import Unit
 

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from harness.report import numbers
-from harness.report.analysis import Analysis, Arm, better_of, describe_unit, device_seconds
+from harness.report.analysis import Analysis, better_of, describe_unit
+from harness.report.arms import Arm, device_seconds
 from harness.report.axis import scale_of
 from harness.report.source import Json, Run, mapping, number
 from harness.report.verdict import LOSS_MARGIN, SHARE_MARGIN

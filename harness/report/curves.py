@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.report import numbers
-from harness.report.analysis import Analysis, Arm
+from harness.report.analysis import Analysis
+from harness.report.arms import Arm
 from harness.report.axis import Tick, axis, scale_of
 from harness.report.source import Json, Run, number
 

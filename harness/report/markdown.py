@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from harness.report import numbers
 from harness.report.analysis import Analysis, describe_unit
-from harness.report.tables import Table
+from harness.report.cells import Table
 
 _SPECIAL = re.compile(r"([\\`*\[\]|#~])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}

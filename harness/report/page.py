@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from harness.report import bars, curves, numbers
 from harness.report.analysis import Analysis, describe_unit
+from harness.report.cells import Table
+from harness.report.score_tables import REFERENCE_NAMES
 from harness.report.source import mapping, number
-from harness.report.tables import REFERENCE_NAMES, Table
 from harness.report.verdict import Verdict
 from harness.units import Unit
 
@@ -56,7 +57,8 @@ def _headline(verdict: Verdict, analysis: Analysis) -> list[tuple[str, int | Non
     for first, word, second in forms:
         start = f"{first}{word}{second}"
         if first in index and second in index and verdict.sentence.startswith(start):
-            rest = verdict.sentence.removeprefix(start)
+            # A figure and its error stay on one line.
+            rest = verdict.sentence.removeprefix(start).replace(" ± ", "\u00a0±\u00a0")
             return [(first, index[first]), (word, None), (second, index[second]), (rest, None)]
     return [(verdict.sentence[:1].upper() + verdict.sentence[1:], None)]
 

@@ -6,15 +6,18 @@ import csv
 import json
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from harness.report import numbers, tables
 from harness.report.analysis import Analysis, analyse, describe_unit
+from harness.report.arms import Arm
 from harness.report.checks import check
+from harness.report.fact_tables import declared
 from harness.report.markdown import markdown
 from harness.report.page import page
-from harness.report.source import Json, mapping, read
+from harness.report.source import Json, Run, mapping, read
 
 FORMAT = 1
 
@@ -69,7 +72,7 @@ def document(analysis: Analysis) -> Json:
         "comparisons": [c.as_json() for c in analysis.comparisons],
         "references": {**source.references, **{k: {"scores": v} for k, v in analysis.references.items()}},
         "probes": [vars(probe) for probe in analysis.probes],
-        "declared_differences": tables.declared(analysis),
+        "declared_differences": declared(analysis),
         "missing": analysis.missing,
         "warnings": analysis.warnings,
         "environment": source.environment,
@@ -79,7 +82,7 @@ def document(analysis: Analysis) -> Json:
     return _finite(report)
 
 
-def _run(analysis: Analysis, arm: Any, run: Any) -> Json:
+def _run(analysis: Analysis, arm: Arm, run: Run) -> Json:
     record = run.record
     keys = ("steps", "tokens", "unique_tokens", "epochs", "charged", "unspent", "step_price", "seconds", "wall_seconds")
     scores: Json = dict(run.scores)
@@ -100,7 +103,7 @@ def _run(analysis: Analysis, arm: Any, run: Any) -> Json:
     }
 
 
-def _summary(analysis: Analysis, arm: Any) -> Json:
+def _summary(analysis: Analysis, arm: Arm) -> Json:
     means = {metric: analysis.score(arm.name, metric) for metric in analysis.metrics}
     return {
         "name": arm.name,
@@ -121,8 +124,6 @@ def reproduce(analysis: Analysis) -> str:
     """The command that runs this study again: the recorded one, else the one that reads the resolved study."""
     command = analysis.source.environment.get("command")
     if isinstance(command, list) and command:
-        import shlex
-
         return shlex.join(str(part) for part in command)
     return str(command) if command else "python launch.py run --study study.yaml"
 

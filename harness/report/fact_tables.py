@@ -1,0 +1,74 @@
+"""Tables of facts: declared differences between arms, the environment, the engine's configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from harness.report.analysis import Analysis
+from harness.report.cells import Cell, Table
+from harness.report.source import Json, number
+
+# The resolved DeepSpeed configuration: long, and rarely what a reader wants first.
+ENGINE = "ds_config.resolved."
+
+
+def differences(analysis: Analysis) -> Table:
+    """What an arm does otherwise than the shared recipe, besides its objective."""
+    found = declared(analysis)
+    rows = [[Cell(d["arm"]), Cell(d["key"]), Cell(_word(d["shared"])), Cell(_word(d["here"]))] for d in found]
+    return Table("differences", "Declared differences", ["Arm", "Key", "Shared", "This arm"], rows, found, words=True)
+
+
+def declared(analysis: Analysis) -> list[Json]:
+    """[{arm, key, shared, here}] of every declared departure."""
+    return [
+        {"arm": arm.name, "key": str(key), "shared": _lookup(analysis.source.study, str(key)), "here": value}
+        for arm in analysis.arms
+        for key, value in arm.differs.items()
+    ]
+
+
+def _lookup(tree: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def environment(analysis: Analysis) -> Table:
+    """Versions, hardware, fingerprints: nested keys become dotted ones."""
+    flat = [(key, value) for key, value in _flatten(analysis.source.environment) if not key.startswith(ENGINE)]
+    return _facts("environment", "Environment", flat)
+
+
+def engine(analysis: Analysis) -> Table:
+    """The engine's configuration as DeepSpeed resolved it."""
+    found = _flatten(analysis.source.environment)
+    return _facts(
+        "engine", "Engine configuration", [(k.removeprefix(ENGINE), v) for k, v in found if k.startswith(ENGINE)]
+    )
+
+
+def _facts(name: str, title: str, flat: list[tuple[str, Any]]) -> Table:
+    rows = [[Cell(key), Cell(_word(value))] for key, value in flat]
+    return Table(name, title, ["Key", "Value"], rows, [{"key": k, "value": v} for k, v in flat], words=True)
+
+
+def _flatten(tree: Json, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and number(value) is not None:
+        return f"{value:.6g}"
+    return json.dumps(value, ensure_ascii=False, default=str)
