@@ -99,7 +99,7 @@ def stand_in_signals(shape: Shape, needs: Needs, *, sequences: int, length: int,
         signals.qkv[number] = (q, k, v)
     if needs.logits != "none":
         rows = needs.positions(tokens=sequences * length, masked=masked)
-        signals.head = Head(noise(rows, shape.embedding), noise(shape.vocab, shape.embedding), None)
+        signals.head = Head(noise(rows, shape.embedding), noise(shape.vocab, shape.embedding), None, needs.logits)
     return signals
 
 

@@ -108,7 +108,9 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise ConfigError(
-            f"model type {family!r}", rule=f"supported are {', '.join(FAMILIES)}", remedy="choose a model of those families"
+            f"model type {family!r}",
+            rule=f"supported are {', '.join(FAMILIES)}",
+            remedy="choose a model of those families",
         )
     sizes = {size: int(config[_NAMES.get(family, {}).get(size, common)]) for size, common in _COMMON.items()}
     windows: tuple[int | None, ...] = ()

@@ -8,7 +8,7 @@ Shapes: B sequences, T tokens, H hidden, A heads, d head size, N positions, E em
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +19,18 @@ from harness.models.families import Family
 from harness.models.shapes import Shape
 
 Positions = Literal["none", "masked", "tokens"]
+
+
+class TrainingBatch(Protocol):
+    """The part of a batch that models and objectives read; `harness.data.stream.Batch` is one."""
+
+    input_ids_BT: torch.Tensor
+    positions_N: torch.Tensor
+    labels_N: torch.Tensor
+    attention_mask_BT: torch.Tensor | None
+    masked_count: float
+    token_count: float
+    sequence_count: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,9 @@ class Needs:
         for number in sorted(self.states | self.qkv):
             if not 0 <= number <= shape.layers or (number == 0 and 0 in self.qkv):
                 raise ConfigError(
-                    f"layer {number} of the {whose}", rule=f"it has layers 1 to {shape.layers}", remedy="choose one of those"
+                    f"layer {number} of the {whose}",
+                    rule=f"it has layers 1 to {shape.layers}",
+                    remedy="choose one of those",
                 )
 
     def full_layers(self, shape: Shape) -> int:
@@ -75,11 +89,15 @@ class Needs:
 
 @dataclass
 class Head:
-    """Logits, not yet multiplied out: losses may fuse the product with the decoder."""
+    """Logits, not yet multiplied out: losses may fuse the product with the decoder.
+
+    The N rows are the masked positions, or all real tokens in order, as `positions` says.
+    """
 
     hidden_NE: torch.Tensor
     weight_VE: torch.Tensor
     bias_V: torch.Tensor | None
+    positions: Positions = "masked"
 
     def logits(self) -> torch.Tensor:
         """(N, V)."""
@@ -136,5 +154,5 @@ def run(
         elif attention_mask_BT is not None:
             flat = flat[attention_mask_BT.flatten().bool()]
         decoder = family.decoder
-        signals.head = Head(family.head_transform(flat), decoder.weight, decoder.bias)
+        signals.head = Head(family.head_transform(flat), decoder.weight, decoder.bias, needs.logits)
     return signals

@@ -67,7 +67,12 @@ def build_student(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
 
 
 def export(
-    config: PretrainedConfig, weights: Mapping[str, torch.Tensor], folder: Path, *, tokenizer: Any, card: Mapping[str, Any]
+    config: PretrainedConfig,
+    weights: Mapping[str, torch.Tensor],
+    folder: Path,
+    *,
+    tokenizer: Any,
+    card: Mapping[str, Any],
 ) -> None:
     """Write a student as a Hugging Face folder: safetensors, config, tokenizer and what made it."""
     import json

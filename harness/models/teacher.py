@@ -17,8 +17,7 @@ from harness.models.shapes import CAUSAL_MODEL_TYPES, Shape, shape_of
 if TYPE_CHECKING:
     import torch
 
-    from harness.models.signals import Needs, Signals
-    from harness.objectives.base import TrainingBatch
+    from harness.models.signals import Needs, Signals, TrainingBatch
 
 BUILTIN = Path(__file__).parent.parent / "assets" / "teacher"
 
@@ -56,7 +55,9 @@ def inspect(path: str) -> TeacherInfo:
     try:
         shape = shape_of(config)
     except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise TeacherError(f"teacher {path}", rule=f"unusable config: {error}", remedy="choose a BERT-like teacher") from None
+        raise TeacherError(
+            f"teacher {path}", rule=f"unusable config: {error}", remedy="choose a BERT-like teacher"
+        ) from None
     record = folder / "isobudget.json"
     provenance = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     return TeacherInfo(path=path, shape=shape, provenance=provenance)
@@ -70,7 +71,9 @@ def resolve(path: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
-        raise TeacherError(f"teacher {path}", rule="no such folder", remedy="give a folder in Hugging Face layout, or a Hub name")
+        raise TeacherError(
+            f"teacher {path}", rule="no such folder", remedy="give a folder in Hugging Face layout, or a Hub name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -88,11 +91,15 @@ def _config(folder: Path, path: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise TeacherError(f"teacher {path}", rule="no readable config.json", remedy="give a folder in Hugging Face layout") from None
+        raise TeacherError(
+            f"teacher {path}", rule="no readable config.json", remedy="give a folder in Hugging Face layout"
+        ) from None
     if not isinstance(config, dict):
         raise TeacherError(f"teacher {path}", rule="config.json is no mapping", remedy="restore the file")
     if "auto_map" in config:
-        raise TeacherError(f"teacher {path}", rule="its config wants to run remote code", remedy="choose a model transformers knows")
+        raise TeacherError(
+            f"teacher {path}", rule="its config wants to run remote code", remedy="choose a model transformers knows"
+        )
     if config.get("model_type") is not None:
         from transformers import AutoConfig
 
@@ -100,7 +107,9 @@ def _config(folder: Path, path: str) -> dict[str, Any]:
             # Fills in what a terse config.json leaves to the family's defaults.
             return AutoConfig.for_model(**config).to_dict()
         except (ValueError, TypeError) as error:
-            raise TeacherError(f"teacher {path}", rule=f"unusable config: {error}", remedy="restore config.json") from None
+            raise TeacherError(
+                f"teacher {path}", rule=f"unusable config: {error}", remedy="restore config.json"
+            ) from None
     return config
 
 

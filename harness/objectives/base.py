@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,19 +22,7 @@ from torch import nn
 import harness.objectives
 from harness.errors import ConfigError
 from harness.models.shapes import Shape
-from harness.models.signals import Needs, Signals
-
-
-class TrainingBatch(Protocol):
-    """The part of a batch that objectives read; `harness.data.stream.Batch` is one."""
-
-    input_ids_BT: torch.Tensor
-    positions_N: torch.Tensor
-    labels_N: torch.Tensor
-    attention_mask_BT: torch.Tensor | None
-    masked_count: float
-    token_count: float
-    sequence_count: float
+from harness.models.signals import Head, Needs, Positions, Signals, TrainingBatch
 
 
 @dataclass(frozen=True)
@@ -62,6 +50,11 @@ class Objective(nn.Module):
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
     needs_teacher: ClassVar[bool] = True
+    # Options under which this method computes what the published code of Bui et al. (2024) computed instead.
+    paper_code: ClassVar[dict[str, Any]] = {}
+    # Options under which loss and gradient are zero when student and teacher give the same signals (a learned
+    # projection being the identity); None where the definition implies no such thing.
+    vanishes_with: ClassVar[dict[str, Any] | None] = None
     student_needs: Needs = Needs()
     teacher_needs: Needs = Needs()
 
@@ -99,7 +92,12 @@ def discover() -> dict[str, type[Objective]]:
         if module.name == "base":
             continue
         for value in vars(importlib.import_module(f"harness.objectives.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Objective) and value is not Objective and "name" in vars(value):
+            if (
+                isinstance(value, type)
+                and issubclass(value, Objective)
+                and value is not Objective
+                and "name" in vars(value)
+            ):
                 found[value.name] = value
     return found
 
@@ -130,16 +128,22 @@ def parse(spec: str | dict[str, Any]) -> list[Phase]:
     if isinstance(spec, dict) and "phases" in spec:
         items = spec["phases"]
         if set(spec) != {"phases"} or not isinstance(items, list) or not items:
-            raise ConfigError(f"objective {spec}", rule="phases is a list and stands alone", remedy="list {until, name} items")
+            raise ConfigError(
+                f"objective {spec}", rule="phases is a list and stands alone", remedy="list {until, name} items"
+            )
         phases: list[Phase] = []
         for item in items:
             item = dict(item)
             until = item.pop("until", 1.0)
             if not isinstance(until, int | float) or not (phases[-1].until if phases else 0) < until <= 1:
-                raise ConfigError(f"phase until = {until!r}", rule="ends rise within (0, 1]", remedy="for example 0.7, then 1.0")
+                raise ConfigError(
+                    f"phase until = {until!r}", rule="ends rise within (0, 1]", remedy="for example 0.7, then 1.0"
+                )
             phases.append(Phase(float(until), _terms(item)))
         if phases[-1].until != 1.0:
-            raise ConfigError(f"last phase until = {phases[-1].until}", rule="the last phase ends at 1.0", remedy="set until: 1.0")
+            raise ConfigError(
+                f"last phase until = {phases[-1].until}", rule="the last phase ends at 1.0", remedy="set until: 1.0"
+            )
         return phases
     return [Phase(1.0, _terms(spec))]
 
@@ -147,12 +151,16 @@ def parse(spec: str | dict[str, Any]) -> list[Phase]:
 def _terms(spec: str | dict[str, Any]) -> tuple[Term, ...]:
     if isinstance(spec, dict) and "terms" in spec:
         if set(spec) != {"terms"} or not isinstance(spec["terms"], list) or not spec["terms"]:
-            raise ConfigError(f"objective {spec}", rule="terms is a list and stands alone", remedy="list {name, weight} items")
+            raise ConfigError(
+                f"objective {spec}", rule="terms is a list and stands alone", remedy="list {name, weight} items"
+            )
         terms = tuple(_term(item) for item in spec["terms"])
     else:
         terms = (_term(spec),)
     if not sum(term.weight for term in terms) > 0:
-        raise ConfigError(f"objective {spec}", rule="the weights sum to nothing", remedy="give one term a positive weight")
+        raise ConfigError(
+            f"objective {spec}", rule="the weights sum to nothing", remedy="give one term a positive weight"
+        )
     names = [term.name for term in terms]
     if len(set(names)) < len(names):
         raise ConfigError(f"objective {spec}", rule="an objective is listed twice", remedy="merge the two terms")
@@ -164,7 +172,9 @@ def _term(spec: str | dict[str, Any]) -> Term:
     name = options.pop("name", None)
     known = discover()
     if name not in known:
-        raise ConfigError(f"objective {name!r}", rule=f"known are {', '.join(sorted(known))}", remedy="choose one of those")
+        raise ConfigError(
+            f"objective {name!r}", rule=f"known are {', '.join(sorted(known))}", remedy="choose one of those"
+        )
     weight = options.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
         raise ConfigError(f"objective {name}: weight {weight!r}", rule="weights are numbers ≥ 0", remedy="give one")
@@ -179,10 +189,15 @@ class Plan(nn.Module):
         self.phases = parse(spec)
         known = discover()
         self.parts = nn.ModuleList()
+        built: list[tuple[Term, Objective]] = []
         for phase in self.phases:
             part = nn.ModuleDict()
             for term in phase.terms:
-                part[term.name] = _build(known[term.name], term, student, teacher)
+                # A method that returns in a later phase keeps what its projections learned.
+                kept = [o for t, o in built if (t.name, t.options) == (term.name, term.options)]
+                objective = kept[0] if kept else _build(known[term.name], term, student, teacher)
+                built.append((term, objective))
+                part[term.name] = objective
             self.parts.append(part)
         for phase in range(len(self.phases)):
             self.student_needs(phase).check(student, whose="student")
@@ -218,6 +233,22 @@ class Plan(nn.Module):
         """True when some phase trains the student's own MLM head."""
         return any(self.student_needs(phase).logits != "none" for phase in range(len(self.phases)))
 
+    @property
+    def compares_logits(self) -> bool:
+        """True when some phase holds the student's logits against the teacher's: one vocabulary is needed."""
+        return any(self.teacher_needs(phase).logits != "none" for phase in range(len(self.phases)))
+
+    def paper_code(self) -> list[str]:
+        """The options in which this plan follows the published code and not the definition, for the record."""
+        found: dict[str, None] = {}
+        for phase in range(len(self.phases)):
+            for _, objective in self.objectives(phase):
+                for key, value in objective.paper_code.items():
+                    kind = type(objective).Options.model_fields[key]
+                    if getattr(objective.options, key) == value != kind.default:
+                        found[f"{objective.name}.{key} = {value}"] = None
+        return list(found)
+
     def flops(self, phase: int, size: StepSize) -> int:
         return sum(objective.flops(size) for _, objective in self.objectives(phase))
 
@@ -239,7 +270,9 @@ def _build(kind: type[Objective], term: Term, student: Shape, teacher: Shape | N
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        message = "unknown option" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
+        message = (
+            "unknown option" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
+        )
         raise ConfigError(
             f"objective {term.name}: {key} = {first.get('input')!r}",
             rule=message,
@@ -265,6 +298,27 @@ def token_rows(states_BTH: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
     """The rows (N, H) of all real tokens; pads never enter, whatever they hold."""
     flat = states_BTH.flatten(0, 1)
     return flat if batch.attention_mask_BT is None else flat[batch.attention_mask_BT.flatten().bool()]
+
+
+def target_rows(states_BTH: torch.Tensor, batch: TrainingBatch, *, like: torch.Tensor) -> torch.Tensor:
+    """A teacher's rows of all real tokens (N, H): a constant, in the type they are compared in."""
+    return wide(token_rows(states_BTH.detach(), batch)).to(like.dtype)
+
+
+def masked_rows(batch: TrainingBatch) -> torch.Tensor:
+    """Where the masked positions lie among the rows of all real tokens (N,)."""
+    if batch.attention_mask_BT is None:
+        return batch.positions_N
+    ranks = batch.attention_mask_BT.flatten().long().cumsum(0) - 1
+    return ranks[batch.positions_N]
+
+
+def head_at(head: Head, positions: Positions, batch: TrainingBatch) -> Head:
+    """The head at the positions one objective needs, where another of its phase needs all tokens."""
+    if head.positions == positions:
+        return head
+    assert (head.positions, positions) == ("tokens", "masked")
+    return replace(head, hidden_NE=head.hidden_NE.index_select(0, masked_rows(batch)), positions=positions)
 
 
 def evenly_spaced(objective: Objective) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class DistilBert(base.Objective):
     """Soft targets over all real tokens, MLM, and 1 − cos of the last hidden states, per real token."""
 
     name: ClassVar[str] = "distilbert"
+    vanishes_with: ClassVar[dict[str, Any] | None] = {"mlm": 0.0}
     Options: ClassVar[type[base.Options]] = Options
     options: Options
 
@@ -44,17 +45,18 @@ class DistilBert(base.Objective):
         self.teacher_needs = Needs(logits="tokens", states=frozenset({self.teacher_shape.layers}))
 
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
-        assert student.head is not None and teacher.head is not None
+        assert student.head is not None
+        assert teacher.head is not None
         options = self.options
         kl, cross_entropy = soft_and_hard(
             student.head, teacher.head, batch,
             temperature=options.temperature, positions="tokens", weights=(options.soft, options.mlm),
         )  # fmt: skip
         mine = base.wide(base.token_rows(student.states[self.student_shape.layers], batch))
-        theirs = base.wide(base.token_rows(teacher.states[self.teacher_shape.layers], batch)).to(mine.dtype)
+        theirs = base.target_rows(teacher.states[self.teacher_shape.layers], batch, like=mine)
         distance = (1 - functional.cosine_similarity(mine, theirs, dim=-1)).sum() / batch.token_count
-        return {"kl": options.soft * kl, "cross_entropy": options.mlm * cross_entropy, "cosine": options.cosine * distance}
-
-    def flops(self, size: base.StepSize) -> int:
-        # The head runs at every token for the soft term; the hard term multiplies the masked rows once more.
-        return 3 * 2 * size.masked * self.student_shape.embedding * self.student_shape.vocab
+        return {
+            "kl": options.soft * kl,
+            "cross_entropy": options.mlm * cross_entropy,
+            "cosine": options.cosine * distance,
+        }

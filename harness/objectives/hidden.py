@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ class Hidden(base.Objective):
     """Σ over mapped states of MSE(W·h_S, h_T), a mean over real tokens and the teacher's hidden size."""
 
     name: ClassVar[str] = "hidden"
+    vanishes_with: ClassVar[dict[str, Any] | None] = {}
     Options: ClassVar[type[base.Options]] = Options
     options: Options
 
@@ -53,7 +54,7 @@ class Hidden(base.Objective):
         for mine, theirs in self.state_map.items():
             rows = base.token_rows(student.states[mine], batch)
             projected = base.wide(self.projections[str(mine)](rows) if self.options.project else rows)
-            target = base.wide(base.token_rows(teacher.states[theirs], batch)).to(projected.dtype)
+            target = base.target_rows(teacher.states[theirs], batch, like=projected)
             count = batch.token_count * self.teacher_shape.hidden
             terms[f"state_{mine}"] = (projected - target).square().sum() / count
         return terms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,7 @@ class MiniLm(base.Objective):
     """KL of attention distributions plus KL of softmax(VVᵀ/√d), each over heads · real length."""
 
     name: ClassVar[str] = "minilm"
+    vanishes_with: ClassVar[dict[str, Any] | None] = {}
 
     def __init__(self, options: base.Options, student: Shape, teacher: Shape | None) -> None:
         super().__init__(options, student, teacher)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,19 +34,23 @@ class MiniLmV2(base.Objective):
     """Σ over Q, K, V of KL(softmax(R_T R_Tᵀ/√d_r) ‖ softmax(R_S R_Sᵀ/√d_r)) / (relation heads · real length)."""
 
     name: ClassVar[str] = "minilmv2"
+    paper_code: ClassVar[dict[str, Any]] = {"split": "heads_first", "pads": "included"}
+    vanishes_with: ClassVar[dict[str, Any] | None] = {}
     Options: ClassVar[type[base.Options]] = Options
     options: Options
 
     def __init__(self, options: Options, student: Shape, teacher: Shape | None) -> None:
         super().__init__(options, student, teacher)
         theirs = self.teacher_shape
-        for whose, shape in (("student", student), ("teacher", theirs)):
-            for width in (shape.hidden, shape.kv_width):
+        widths = {"student": (student.hidden, student.kv_width), "teacher": (theirs.hidden, theirs.kv_width)}
+        common = math.gcd(*(width for both in widths.values() for width in both))
+        for whose, both in widths.items():
+            for width in both:
                 if width % options.relation_heads:
                     raise self.refuse(
                         f"{options.relation_heads} relation heads",
                         rule=f"they must divide the {whose}'s width {width}",
-                        remedy="choose a common divisor of both hidden sizes",
+                        remedy=f"choose a common divisor of both models' widths: {_divisors(common)}",
                     )
         if options.query + options.key + options.value <= 0:
             raise self.refuse("query + key + value = 0", rule="the weights sum to nothing", remedy="raise one")
@@ -85,3 +90,7 @@ class MiniLmV2(base.Objective):
         pair_products = 2 * size.tokens * size.length
         relations = sum(1 for weight in self.weights.values() if weight)
         return relations * pair_products * (3 * self.student_shape.hidden + self.teacher_shape.hidden)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

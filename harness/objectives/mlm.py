@@ -8,7 +8,7 @@ import torch
 
 from harness.kernels.soft_cross_entropy.op import masked_cross_entropy
 from harness.models.signals import Needs, Signals
-from harness.objectives.base import Objective, TrainingBatch
+from harness.objectives.base import Objective, TrainingBatch, head_at
 
 
 class Mlm(Objective):
@@ -19,7 +19,7 @@ class Mlm(Objective):
     student_needs = Needs(logits="masked")
 
     def forward(self, student: Signals, teacher: Signals, batch: TrainingBatch) -> dict[str, torch.Tensor]:
-        head = student.head
-        assert head is not None
+        assert student.head is not None
+        head = head_at(student.head, "masked", batch)
         loss = masked_cross_entropy(head.hidden_NE, head.weight_VE, head.bias_V, batch.labels_N)
         return {"cross_entropy": loss / batch.masked_count}

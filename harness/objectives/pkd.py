@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn import functional
@@ -25,6 +25,7 @@ class Pkd(base.Objective):
     """
 
     name: ClassVar[str] = "pkd"
+    vanishes_with: ClassVar[dict[str, Any] | None] = {}
     Options: ClassVar[type[base.Options]] = Options
     options: Options
 
@@ -52,9 +53,9 @@ class Pkd(base.Objective):
         self.teacher_needs = Needs(states=frozenset(self.state_map.values()))
 
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
-        total: torch.Tensor | float = 0.0
+        errors = []
         for mine, theirs in self.state_map.items():
             a = functional.normalize(base.wide(student.states[mine][:, 0]), dim=-1)
-            b = functional.normalize(base.wide(teacher.states[theirs][:, 0]), dim=-1).to(a.dtype)
-            total = total + (a - b).square().sum()
-        return {"patience": total / batch.sequence_count}  # type: ignore[dict-item]
+            b = functional.normalize(base.wide(teacher.states[theirs][:, 0].detach()), dim=-1).to(a.dtype)
+            errors.append((a - b).square().sum())
+        return {"patience": torch.stack(errors).sum() / batch.sequence_count}

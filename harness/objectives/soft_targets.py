@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from harness.kernels.soft_cross_entropy.op import masked_cross_entropy, soft_cross_entropy
+from harness.kernels.soft_cross_entropy.op import soft_cross_entropy
 from harness.models.shapes import Shape
-from harness.models.signals import Head, Needs, Signals
+from harness.models.signals import Head, Needs, Positions, Signals
 from harness.objectives import base
+
+IGNORED = -100  # a label that takes a position out of the cross-entropy
 
 
 class Options(base.Options):
@@ -26,6 +28,8 @@ class SoftTargets(base.Objective):
     """α·T²·KL(p_T ‖ p_S), summed over the vocabulary and averaged over positions, plus (1−α)·mlm."""
 
     name: ClassVar[str] = "soft_targets"
+    paper_code: ClassVar[dict[str, Any]] = {"vocabulary": "mean"}
+    vanishes_with: ClassVar[dict[str, Any] | None] = {"alpha": 1.0}
     Options: ClassVar[type[base.Options]] = Options
     options: Options
 
@@ -35,7 +39,8 @@ class SoftTargets(base.Objective):
         self.teacher_needs = Needs(logits=options.positions)
 
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
-        assert student.head is not None and teacher.head is not None
+        assert student.head is not None
+        assert teacher.head is not None
         options = self.options
         soft = options.alpha / (self.student_shape.vocab if options.vocabulary == "mean" else 1)
         hard = 1 - options.alpha
@@ -52,40 +57,28 @@ def soft_and_hard(
     batch: base.TrainingBatch,
     *,
     temperature: float,
-    positions: str,
+    positions: Positions,
     weights: tuple[float, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(T²·KL per position, cross-entropy per masked position), the first over masked positions or all tokens.
 
-    `weights` is the ratio in which the caller adds the two, so that the fused loss forms one gradient.
+    `weights` is the ratio in which the caller adds the two, so that the fused loss forms one gradient and
+    multiplies the head once for both.
     """
-    if positions == "masked":
-        kl, cross_entropy = soft_cross_entropy(
-            student.hidden_NE,
-            student.weight_VE,
-            student.bias_V,
-            teacher_logits_NV=teacher.logits(),
-            labels_N=batch.labels_N,
-            temperature=temperature,
-            weights=weights,
-        )
-        return kl / batch.masked_count, cross_entropy / batch.masked_count
-    kl, _ = soft_cross_entropy(
+    student = base.head_at(student, positions, batch)
+    teacher = base.head_at(teacher, positions, batch)
+    labels, count = batch.labels_N, batch.masked_count
+    if positions == "tokens":
+        count = batch.token_count
+        labels = torch.full((len(student.hidden_NE),), IGNORED, dtype=torch.int64, device=batch.labels_N.device)
+        labels[base.masked_rows(batch)] = batch.labels_N
+    kl, cross_entropy = soft_cross_entropy(
         student.hidden_NE,
         student.weight_VE,
         student.bias_V,
         teacher_logits_NV=teacher.logits(),
-        labels_N=None,
+        labels_N=labels,
         temperature=temperature,
+        weights=(weights[0] / count, weights[1] / batch.masked_count),
     )
-    rows = student.hidden_NE.index_select(0, masked_rows(batch))
-    cross_entropy = masked_cross_entropy(rows, student.weight_VE, student.bias_V, batch.labels_N)
-    return kl / batch.token_count, cross_entropy / batch.masked_count
-
-
-def masked_rows(batch: base.TrainingBatch) -> torch.Tensor:
-    """Where the masked positions lie among the rows of all real tokens."""
-    if batch.attention_mask_BT is None:
-        return batch.positions_N
-    ranks = batch.attention_mask_BT.flatten().long().cumsum(0) - 1
-    return ranks[batch.positions_N]
+    return kl / count, cross_entropy / batch.masked_count

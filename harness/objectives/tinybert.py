@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,12 +14,21 @@ from harness.objectives import base
 
 
 class Options(base.Options):
-    """`embedding: layer0_scores` and `states: last_unprojected` are `paper_code` variants."""
+    """How layers are paired and what is compared; `layers` maps student to teacher layers, every k-th by default.
 
+    `paper_code` variants: `embedding: layer0_scores` compares the first layers' scores, pads included, where
+    the embeddings belong; `states: last_unprojected` keeps the last state alone; `state_index: one_below`
+    reads teacher states with the attention layers' indices; `score_layers: last` is the published scripts'
+    own selection.
+    """
+
+    layers: dict[int, int] | None = None
     scores: Literal["per_head", "head_average"] = "per_head"
+    score_layers: Literal["every", "last"] = "every"
     projection: Literal["shared", "per_layer"] = "shared"
     embedding: Literal["states", "layer0_scores", "none"] = "states"
     states: Literal["every", "last_unprojected"] = "every"
+    state_index: Literal["aligned", "one_below"] = "aligned"
 
 
 class TinyBert(base.Objective):
@@ -30,35 +39,30 @@ class TinyBert(base.Objective):
     """
 
     name: ClassVar[str] = "tinybert"
+    paper_code: ClassVar[dict[str, Any]] = {
+        "embedding": "layer0_scores", "states": "last_unprojected", "state_index": "one_below", "score_layers": "last",
+    }  # fmt: skip
+    vanishes_with: ClassVar[dict[str, Any] | None] = {}
     Options: ClassVar[type[base.Options]] = Options
     options: Options
 
     def __init__(self, options: Options, student: Shape, teacher: Shape | None) -> None:
         super().__init__(options, student, teacher)
         theirs = self.teacher_shape
-        self.stride = base.evenly_spaced(self)
         if student.heads != theirs.heads and options.scores == "per_head":
             raise self.refuse(
                 f"{student.heads} student heads and {theirs.heads} teacher heads",
                 rule="scores are compared head by head",
                 remedy="use equal head counts, or scores: head_average",
             )
-        layers = range(1, student.layers + 1)
-        self.layer_map = {i: i * self.stride for i in layers}
-        if options.states == "last_unprojected":
-            if student.hidden != theirs.hidden:
-                raise self.refuse(
-                    f"hidden sizes {student.hidden} and {theirs.hidden}",
-                    rule="states: last_unprojected compares states without a projection",
-                    remedy="use equal hidden sizes, or states: every",
-                )
-            self.state_map = {student.layers: theirs.layers}
-        else:
-            first = 0 if options.embedding == "states" else 1
-            self.state_map = {i: i * self.stride for i in range(first, student.layers + 1)}
-        self.student_needs = Needs(states=frozenset(self.state_map), qkv=frozenset(self.layer_map))
+        pairs = self._pairs()
+        last = max(pairs)
+        self.layer_map = pairs if options.score_layers == "every" else {last: pairs[last]}
+        self.state_map = self._states(pairs)
+        first_layers = frozenset({1}) if options.embedding == "layer0_scores" else frozenset()
+        self.student_needs = Needs(states=frozenset(self.state_map), qkv=frozenset(self.layer_map) | first_layers)
         self.teacher_needs = Needs(
-            states=frozenset(self.state_map.values()), qkv=frozenset(self.layer_map.values()) | self._first_layer()
+            states=frozenset(self.state_map.values()), qkv=frozenset(self.layer_map.values()) | first_layers
         )
         self.projections = nn.ModuleDict()
         if options.states == "every":
@@ -66,8 +70,29 @@ class TinyBert(base.Objective):
             for key in keys:
                 self.projections[key] = nn.Linear(student.hidden, theirs.hidden)
 
-    def _first_layer(self) -> frozenset[int]:
-        return frozenset({1}) if self.options.embedding == "layer0_scores" else frozenset()
+    def _pairs(self) -> dict[int, int]:
+        """Student layer → teacher layer."""
+        if self.options.layers is None:
+            stride = base.evenly_spaced(self)
+            return {i: i * stride for i in range(1, self.student_shape.layers + 1)}
+        if not self.options.layers:
+            raise self.refuse("layers = {}", rule="no layer is compared", remedy="map at least one, or leave it out")
+        return dict(sorted(self.options.layers.items()))
+
+    def _states(self, pairs: dict[int, int]) -> dict[int, int]:
+        """Student state → teacher state."""
+        shift = 1 if self.options.state_index == "one_below" else 0
+        if self.options.states == "every":
+            embeddings = {0: 0} if self.options.embedding == "states" else {}
+            return embeddings | {mine: theirs - shift for mine, theirs in pairs.items()}
+        if self.student_shape.hidden != self.teacher_shape.hidden:
+            raise self.refuse(
+                f"hidden sizes {self.student_shape.hidden} and {self.teacher_shape.hidden}",
+                rule="states: last_unprojected compares states without a projection",
+                remedy="use equal hidden sizes, or states: every",
+            )
+        last = max(pairs)
+        return {last: pairs[last] - shift}
 
     def project(self, number: int, states_NH: torch.Tensor) -> torch.Tensor:
         if not len(self.projections):
@@ -78,34 +103,36 @@ class TinyBert(base.Objective):
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
         lengths = base.lengths_of(batch)
         average = self.options.scores == "head_average"
-        length = batch.input_ids_BT.shape[1]
-        if lengths is None:
-            pairs = batch.sequence_count * length * length
-        else:
-            pairs = (lengths.double() ** 2).sum().item()
         heads = 1 if average else self.student_shape.heads
+        every_pair = batch.sequence_count * batch.input_ids_BT.shape[1] ** 2
+        real_pairs = every_pair if lengths is None else lengths.square().sum()
 
-        def score_error(mine: int, theirs: int) -> torch.Tensor:
+        def score_error(mine: int, theirs: int, *, pads: bool = False) -> torch.Tensor:
             q_s, k_s, _ = student.qkv[mine]
             q_t, k_t, _ = teacher.qkv[theirs]
-            return score_sse(q_s, k_s, q_t, k_t, lengths_B=lengths, head_average=average) / (pairs * heads)
+            sse = score_sse(q_s, k_s, q_t, k_t, lengths_B=None if pads else lengths, head_average=average)
+            return sse / (every_pair if pads else real_pairs) / heads
 
-        scores = sum(score_error(mine, theirs) for mine, theirs in self.layer_map.items())
-        width = self.teacher_shape.hidden
-        states: torch.Tensor | float = 0.0
+        terms = {"scores": _total([score_error(mine, theirs) for mine, theirs in self.layer_map.items()])}
+        count = batch.token_count * self.teacher_shape.hidden
+        errors = []
         for mine, theirs in self.state_map.items():
             projected = base.wide(self.project(mine, base.token_rows(student.states[mine], batch)))
-            target = base.wide(base.token_rows(teacher.states[theirs], batch)).to(projected.dtype)
-            states = states + (projected - target).square().sum() / (batch.token_count * width)
-        terms = {"scores": scores, "states": states}
+            target = base.target_rows(teacher.states[theirs], batch, like=projected)
+            errors.append((projected - target).square().sum() / count)
+        terms["states"] = _total(errors)
         if self.options.embedding == "layer0_scores":
-            terms["layer0_scores"] = score_error(1, 1)
-        return terms  # type: ignore[return-value]
+            terms["layer0_scores"] = score_error(1, 1, pads=True)
+        return terms
 
     def flops(self, size: base.StepSize) -> int:
         pair_products = 2 * size.tokens * size.length
-        layers = len(self.layer_map) + len(self._first_layer())
+        layers = len(self.layer_map) + (self.options.embedding == "layer0_scores")
         # Student scores forward and their two gradient products; teacher scores forward.
         scores = layers * pair_products * (3 * self.student_shape.hidden + self.teacher_shape.hidden)
         projections = 3 * 2 * size.tokens * self.student_shape.hidden * self.teacher_shape.hidden
         return scores + (len(self.state_map) * projections if len(self.projections) else 0)
+
+
+def _total(losses: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(losses).sum()

@@ -1,0 +1,1 @@
+"""Students, teachers, what they cost, and the signals they give."""
