@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from harness.data.hashing import text_word
+import numpy as np
+
+from harness.data.corpus import Corpus, Part
+from harness.data.hashing import combine, text_word
+from harness.data.tokenizer import SpecialIds
 from harness.study import DataSpec, SourceSpec
 
 WORDS = (  # noqa: SIM905 - a table of words reads better as text
-    "the a of to and in is that for it with as on by at from this which or an are be has was not can "
+    "the a of to and in is that for it with as on by at from this which or an are be has was not can these those have were "
     "value list array model return number function matrix layer weight input output shape error file path "
     "name column index order first last new old small large given when each every between after before over "
     "token sentence language student teacher budget loss train test step block length batch mask order river "
@@ -48,3 +53,30 @@ def shared_data(*parts: str) -> Path | None:
     base = Path(root) if root else Path(__file__).resolve().parents[3] / "shared" / "data"
     path = base.joinpath(*parts)
     return path if path.exists() else None
+
+
+def corpus_with_documents(folder: Path, *, per_split: int, labels: tuple[str | None, ...] = (None,)) -> Corpus:
+    """A corpus whose held-out documents can be read, labelled in turn; its blocks are made up."""
+    for split in ("validation", "test"):
+        rows = [
+            {"text": document(split, i, sentences=12), "key": f"{split}{i}", "label": labels[i % len(labels)]}
+            for i in range(per_split)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = corpus_of({"docs": 4})
+    part = replace(made._parts["docs"], folder=folder)
+    return Corpus([part], data=made.data, special=made.special, vocab_size=4096, tokenizer_fingerprint="made up")
+
+
+def corpus_of(sizes: dict[str, int], *, weights: dict[str, float] | None = None, block_length: int = 16) -> Corpus:
+    """A corpus in memory: every source's blocks are told apart by their tokens. 120 ids, 0–4 special."""
+    parts = []
+    for number, (label, size) in enumerate(sizes.items()):
+        ids = 5 + combine(number, np.arange(size * 4 * block_length)).reshape(-1, block_length) % np.uint64(115)
+        ids[:, 0], ids[:, -1] = 2, 3
+        blocks = {"train": ids[:size], "validation": ids[size : 2 * size], "test": ids[2 * size : 3 * size]}
+        blocks = {split: block.astype("<u2") for split, block in blocks.items()}
+        parts.append(Part(label, (weights or {}).get(label, 1.0), Path(), {}, blocks))
+    special = SpecialIds(cls=2, sep=3, mask=4, pad=0, all=(0, 1, 2, 3, 4))
+    data = DataSpec(block_length=block_length)
+    return Corpus(parts, data=data, special=special, vocab_size=120, tokenizer_fingerprint="made up")

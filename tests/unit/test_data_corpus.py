@@ -53,7 +53,9 @@ def test_packing_round_trips_and_never_pads(
     vocab = 70_001 if wide else 65_536
     documents = [[min(t, vocab - 1) for t in d] for d in documents]
     folder = tmp_path_factory.mktemp("packing")
-    shard = shards.write(folder / "x.bin", iter(documents), cls=CLS, sep=SEP, block_length=block_length, vocab_size=vocab)
+    shard = shards.write(
+        folder / "x.bin", iter(documents), cls=CLS, sep=SEP, block_length=block_length, vocab_size=vocab
+    )
     running = [t for d in documents for t in (SEP, *d)][1:]
     assert shard.blocks == len(running) // (block_length - 2)
     assert (folder / "x.bin").stat().st_size == shard.bytes == shard.blocks * block_length * (4 if wide else 2)
@@ -138,7 +140,7 @@ def test_two_sources_need_two_labels(source: Path) -> None:
 
 
 def test_a_vocabulary_larger_than_the_model_is_refused(source: Path) -> None:
-    with pytest.raises(DataError, match="ids up to 4095.*4000 entries"):
+    with pytest.raises(DataError, match=r"ids up to 4095.*4000 entries"):
         prepare(spec(source), vocab_limit=4000)
 
 
@@ -241,7 +243,9 @@ def test_an_id_outside_the_vocabulary_is_named_with_its_offset(built: tuple[Corp
 
 
 @pytest.mark.parametrize("damage", ["missing shard", "missing manifest", "torn manifest", "missing key"])
-def test_an_incomplete_folder_is_named_and_not_trained_on(built: tuple[Corpus, Path], source: Path, damage: str) -> None:
+def test_an_incomplete_folder_is_named_and_not_trained_on(
+    built: tuple[Corpus, Path], source: Path, damage: str
+) -> None:
     _, folder = built
     manifest = folder / "manifest.json"
     if damage == "missing shard":
@@ -271,7 +275,9 @@ def test_torn_held_out_documents_are_named(built: tuple[Corpus, Path]) -> None:
 def test_real_articles_pack_with_bert_s_vocabulary(tmp_path: Path) -> None:
     articles, vocabulary = shared_data("wikipedia-en-2015"), shared_data("bert-base-uncased")
     if articles is None or vocabulary is None:
-        pytest.skip("no real articles here: set ISOBUDGET_TEST_DATA to a folder with wikipedia-en-2015 and bert-base-uncased")
+        pytest.skip(
+            "no real articles here: set ISOBUDGET_TEST_DATA to a folder with wikipedia-en-2015 and bert-base-uncased"
+        )
     folder = tmp_path / "articles"
     folder.mkdir()
     # The held-out files stand in for the whole: 3 % of the text, and validation has to be carved.

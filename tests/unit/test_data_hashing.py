@@ -22,7 +22,11 @@ def test_bits_are_frozen() -> None:
     # Order and masks of every published run hang on these: a change here is a change of the data.
     assert text_word("isobudget") == 0x90455CC4699297C8
     assert permutation(8, key=(1, 2)).tolist() == [5, 4, 2, 0, 6, 7, 1, 3]
-    assert [hex(v) for v in combine(1, np.arange(3), 4)] == ["0x937d23e8552947bc", "0xb35161e271634a0f", "0x2586cdc6869f6dae"]
+    assert [hex(v) for v in combine(1, np.arange(3), 4)] == [
+        "0x937d23e8552947bc",
+        "0xb35161e271634a0f",
+        "0x2586cdc6869f6dae",
+    ]
 
 
 @given(size=st.integers(1, 300), seed=WORD, epoch=st.integers(0, 50))
@@ -44,4 +48,6 @@ def test_broadcast_equals_one_by_one(seed: int, parts: list[int]) -> None:
 
 
 def test_combine_depends_on_every_part_and_their_order() -> None:
-    assert len({int(combine(*parts)[0]) for parts in ((1, 2, 3), (1, 3, 2), (2, 1, 3), (1, 2), (1, 2, 4), (0, 2, 3))}) == 6
+    assert (
+        len({int(combine(*parts)[0]) for parts in ((1, 2, 3), (1, 3, 2), (2, 1, 3), (1, 2), (1, 2, 4), (0, 2, 3))}) == 6
+    )

@@ -6,7 +6,7 @@ import pytest
 
 from harness.data.prose import clean, is_prose
 
-NUMPYDOC = '''
+NUMPYDOC = """
     Return the evenly spaced numbers over a given interval.
 
     Parameters
@@ -31,7 +31,7 @@ NUMPYDOC = '''
         y = more_code(2)
 
     .. note:: This is a remark worth keeping.
-'''
+"""
 
 
 def test_sentences_stay_and_code_goes() -> None:

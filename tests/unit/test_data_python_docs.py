@@ -46,7 +46,7 @@ def test_no_paragraph_twice_no_near_duplicates_and_no_package_dominates(installe
     assert max(paragraphs.values()) == 1
     assert sum(sentence("shared", words=14) in p.text for p in passages) == 1
     assert sum(p.key in ("alpha.twin", "beta.twin") for p in passages) == 1
-    sizes = Counter({name: 0 for name in ("alpha", "huge")})
+    sizes = Counter(dict.fromkeys(("alpha", "huge"), 0))
     for p in passages:
         sizes[p.label] += len(p.text)
     before = sum(len(document("huge", "more", i, sentences=9)) for i in range(40))

@@ -62,7 +62,9 @@ def test_near_duplicates_never_straddle(tmp_path: Path) -> None:
 def test_own_splits_are_kept_and_train_loses_what_they_hold(tmp_path: Path) -> None:
     held = document("held", sentences=10)
     write_parquet(tmp_path / "train-00000-of-00002.parquet", [document("a", i) for i in range(5)])
-    write_parquet(tmp_path / "train-00001-of-00002.parquet", [document("b"), held.replace(" a ", " the ", 1), None, " "])
+    write_parquet(
+        tmp_path / "train-00001-of-00002.parquet", [document("b"), held.replace(" a ", " the ", 1), None, " "]
+    )
     write_parquet(tmp_path / "validation.parquet", [document("v", 1), held])
     write_parquet(tmp_path / "test.parquet", [document("t", 1), document("v", 1)])
     (tmp_path / "README.txt").write_text("Not a document.", encoding="utf-8")
@@ -89,9 +91,13 @@ def test_a_missing_split_is_carved_from_train_only(tmp_path: Path) -> None:
     members=st.lists(
         st.tuples(st.integers(0, 6), st.sampled_from(["train", "train", "validation", "test"])), min_size=1, max_size=25
     ),
-    data=st.builds(DataSpec, validation_fraction=st.sampled_from([0.1, 0.4]), test_fraction=st.sampled_from([0.1, 0.4])),
+    data=st.builds(
+        DataSpec, validation_fraction=st.sampled_from([0.1, 0.4]), test_fraction=st.sampled_from([0.1, 0.4])
+    ),
 )
-def test_assignment_keeps_groups_whole_and_held_out_texts_in_place(members: list[tuple[int, str]], data: DataSpec) -> None:
+def test_assignment_keeps_groups_whole_and_held_out_texts_in_place(
+    members: list[tuple[int, str]], data: DataSpec
+) -> None:
     groups, given_ = [g for g, _ in members], [s for _, s in members]
     assigned = assign([f"key{i}" for i in range(len(members))], given_, groups, data)
     for group in set(groups):
@@ -129,7 +135,11 @@ def test_json_is_read_as_lines_or_as_one_list(tmp_path: Path) -> None:
     rows = [{"body": "one"}, {"body": None}, {"body": "three"}]
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
     (tmp_path / "b.json").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    assert list(files.texts([tmp_path / "a.json"], "body")) == list(files.texts([tmp_path / "b.json"], "body")) == ["one", "", "three"]
+    assert (
+        list(files.texts([tmp_path / "a.json"], "body"))
+        == list(files.texts([tmp_path / "b.json"], "body"))
+        == ["one", "", "three"]
+    )
 
 
 def _absent(root: Path) -> Path:
@@ -217,7 +227,7 @@ def test_an_unreachable_hub_says_so_and_no_remote_code_is_asked_for(monkeypatch:
         raise ConnectionError("Max retries exceeded")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(DataError, match="Max retries exceeded.*git clone"):
+    with pytest.raises(DataError, match=r"Max retries exceeded.*git clone"):
         read("someone/some-dataset", config="en")
     assert asked == [{"name": "en"}]
 
@@ -226,7 +236,10 @@ def test_a_hub_dataset_is_read_like_files(monkeypatch: pytest.MonkeyPatch) -> No
     import datasets
 
     made = datasets.DatasetDict(
-        {s: datasets.Dataset.from_dict({"body": [document(s, i) for i in range(n)]}) for s, n in (("train", 6), ("dev", 2), ("test", 3))}
+        {
+            s: datasets.Dataset.from_dict({"body": [document(s, i) for i in range(n)]})
+            for s, n in (("train", 6), ("dev", 2), ("test", 3))
+        }
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name=None: made)
     found = splits(read("someone/some-dataset", text_column="body"))
