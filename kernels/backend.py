@@ -52,8 +52,6 @@ def choose(backend: Backend, tensor: Tensor, *, refusal: str | None = None) -> C
         return Choice("triton", "asked for")
     if obstacle is None and tensor.device.type != "cuda":
         obstacle = f"the tensors are on {tensor.device.type}, where Triton only interprets"
-    if obstacle is None and tensor.dtype not in (torch.float16, torch.bfloat16):
-        obstacle = "exact float32 products leave the tensor cores idle"
     return Choice("triton", "half precision on a GPU") if obstacle is None else Choice("eager", obstacle)
 
 
@@ -72,11 +70,13 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def _obstacle(tensor: Tensor) -> str | None:
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"no {str(tensor.dtype).removeprefix('torch.')} kernel is written"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if tensor.device.type != "cuda" and not interpreted:
         return f"the tensors are on {tensor.device.type}"
+    # Exact float32 products spill thousands of bytes per thread (compiled for sm_80, sm_90 and sm_100).
+    written = (torch.float16, torch.bfloat16, *((torch.float32,) if interpreted else ()))
+    if tensor.dtype not in written:
+        return f"the kernels are written for half precision, not {str(tensor.dtype).removeprefix('torch.')}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):

@@ -129,13 +129,13 @@ class ScoreWorkspace:
 
 
 def sequence_chunks(batch: int, scores: int, device: torch.device) -> list[slice]:
-    """Slices that cover `batch` sequences of `scores` scores each, as many at a time as a chunk holds (at least one)."""
+    """Slices that cover `batch` sequences of `scores` scores each, as many at a time as a chunk holds."""
     limit = CHUNK_SCORES["cpu" if device.type == "cpu" else "cuda"]
     size = max(1, min(batch, limit // max(1, scores)))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
 def fold_heads(x: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(b, heads, T, d) → contiguous (b·heads, T, d) in `dtype` with the pads' rows set to zero; a view where it can be."""
+    """(b, heads, T, d) → contiguous (b·heads, T, d) in `dtype`, pads set to zero; a view where it can be."""
     x = x.to(dtype)
     return (x if real is None else x.masked_fill(~real[:, None, :, None], 0)).flatten(0, 1).contiguous()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..backend import Backend, Choice, choose
 from . import eager, reference
+from .head import product_dtype
 
 
 def soft_cross_entropy(
@@ -69,5 +70,5 @@ def masked_cross_entropy(
 def chosen(hidden_NH: Tensor, weight_VH: Tensor, *, backend: Backend = "auto") -> Choice:
     """What the losses run for tensors of these types and device, and why; see `backend.choose`."""
     # The logits' type decides, and under autocast that is not the hidden states'.
-    logits = hidden_NH.new_empty(0, dtype=eager.product_dtype(hidden_NH, weight_VH))
+    logits = hidden_NH.new_empty(0, dtype=product_dtype(hidden_NH, weight_VH))
     return choose(backend, logits)
