@@ -59,8 +59,8 @@ def test_samples_and_masks_are_the_same_at_any_world_size_and_micro_batch(
     world: int, micro: int, step: int, seed: int, corpus: object
 ) -> None:
     where = (corpus, seed, step)
-    assert global_rows(where, sequences=24, micro=micro, world=world) == global_rows(
-        where, sequences=24, micro=24, world=1
+    assert global_rows(where, sequences=48, micro=micro, world=world) == global_rows(
+        where, sequences=48, micro=48, world=1
     )
 
 
