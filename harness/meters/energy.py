@@ -88,7 +88,7 @@ class _Boards:
     notes: list[str]
 
 
-def _boards(nvml: Nvml, uuids: Sequence[str]) -> _Boards:
+def _boards(nvml: Nvml, uuids: Sequence[str], *, counters: bool = True) -> _Boards:
     """Each GPU once. A MIG instance stands for its GPU only when all instances of that GPU are listed.
 
     NVML meters whole GPUs, so with a stranger on one of the instances the figure would be theirs too.
@@ -119,7 +119,7 @@ def _boards(nvml: Nvml, uuids: Sequence[str]) -> _Boards:
     ]
     sorted_ = _Boards([], [], [], list(dict.fromkeys(notes)))
     for board in map(_Gpu, boards.values()):
-        if board.read_j() is not None:
+        if counters and board.read_j() is not None:
             sorted_.counted.append(board)
         elif board.power_w() is not None:
             sorted_.polled.append(board)
@@ -179,10 +179,12 @@ def open_energy_meter(
     *,
     clock: Callable[[], float] = time.monotonic,
     poll_period_s: float | None = PERIOD_S,
+    counters: bool = True,
 ) -> EnergyMeter:
     """The best meter for these devices, not yet started; a NullMeter with the reason where there is none.
 
     One process per node opens it, with the UUIDs of all the run's devices on that node. Close it at the end.
+    `counters=False` polls power even where a GPU has a counter: to check one against the other.
     """
     if not uuids:
         found, reason = rapl.readable()
@@ -192,7 +194,7 @@ def open_energy_meter(
     except NvmlUnavailable as error:
         return NullMeter(str(error))
     try:
-        boards = _boards(nvml, uuids)
+        boards = _boards(nvml, uuids, counters=counters)
     except NvmlUnavailable as error:
         nvml.close()
         return NullMeter(str(error))

@@ -214,11 +214,12 @@ class CounterMeter:
         self.last_read_s = time.perf_counter() - began
 
     def read(self, *, force: bool = False) -> EnergyReading:
+        now = self._clock()
+        early = now - self._opened_at < self._min_window_s or now < self._not_before
+        if early and not force:
+            return self._pending("too soon to learn anything new")
         with self._lock:
-            now = self._clock()
-            early = now - self._opened_at < self._min_window_s or now < self._not_before
-            if early and not force:
-                return self._pending("too soon to learn anything new")
+            now = self._clock()  # a poll of the sampler's may have held the lock meanwhile
             self._look(now)
             self._not_before = now + self.last_read_s / self._max_share
             length = now - self._opened_at

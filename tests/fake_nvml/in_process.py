@@ -140,10 +140,12 @@ def gpm(uuid: str, times_s: list[float]) -> dict[str, Any]:
 
 
 # -- energy ----------------------------------------------------------------------------------------------
-def integrate(uuids: list[str], reads_s: list[float], polls_s: Sequence[float] = ()) -> dict[str, Any]:
+def integrate(
+    uuids: list[str], reads_s: list[float], polls_s: Sequence[float] = (), counters: bool = True
+) -> dict[str, Any]:
     """An energy meter over virtual time: the reading at every time of `reads_s`, and their sum."""
     clock = FakeClock()
-    meter: EnergyMeter = open_energy_meter(uuids, clock=clock, poll_period_s=None)
+    meter: EnergyMeter = open_energy_meter(uuids, clock=clock, poll_period_s=None, counters=counters)
     meter.start()
     readings: list[EnergyReading] = []
     for at, is_read in sorted([(t, False) for t in polls_s] + [(t, True) for t in reads_s]):
@@ -267,9 +269,9 @@ def sample_threaded(
 # -- doctor ----------------------------------------------------------------------------------------------
 def diagnose(environ: dict[str, str]) -> list[dict[str, str]]:
     """The findings that concern devices, under this environment."""
-    from harness import doctor
+    from harness.doctor_devices import check_gpus
 
-    return [asdict(finding) for finding in doctor.check_gpus(environ)]
+    return [asdict(finding) for finding in check_gpus(environ)]
 
 
 if __name__ == "__main__":

@@ -101,6 +101,14 @@ def test_the_polled_fallback_is_right_where_power_changes_slowly() -> None:
     assert sum_["uncertainty_j"] >= 0.05 * sum_["joules"]
 
 
+def test_counter_and_polled_power_agree_on_the_same_load() -> None:
+    polls = [i / 10 for i in range(1, 600)]
+    by_counter, by_power = (total("ramp", [A], reads_s=[60], polls_s=polls, counters=c) for c in (True, False))
+    assert "fallback" in by_power["source"]
+    assert "fallback" not in by_counter["source"]
+    assert by_power["joules"] == pytest.approx(by_counter["joules"], rel=ONE_PERCENT)
+
+
 def test_the_polling_thread_covers_its_span() -> None:
     scenario = f"device {A}\npower_w 300\ndenied energy\n"
     value = fake_nvml.run("polled_in_real_time", scenario, uuids=[A], factor=4.0, seconds=4.0)
