@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,8 +60,9 @@ def build_student(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
     attention.register()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        # A model keeps its config and writes its attention implementation into it: every model gets its own.
         try:
-            model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention.NAME)
+            model = AutoModelForMaskedLM.from_config(copy.deepcopy(config), attn_implementation=attention.NAME)
         except ValueError as error:
             raise ConfigError("student", rule=str(error), remedy="change the study's student block") from None
     return model.float()
@@ -79,7 +81,7 @@ def export(
 
     from transformers import AutoModelForMaskedLM
 
-    model = AutoModelForMaskedLM.from_config(config)
+    model = AutoModelForMaskedLM.from_config(copy.deepcopy(config))
     model.load_state_dict(dict(weights), strict=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
