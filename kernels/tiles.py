@@ -7,6 +7,9 @@ Shapes: B sequences, A heads, T padded length, d a head's size, PADDED the power
 smallest tile) that holds it.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# Triton's decorator hides what a kernel may be called with.
+
 from __future__ import annotations
 
 from typing import Any

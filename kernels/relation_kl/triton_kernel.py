@@ -6,6 +6,9 @@ log-sum-exps per row, and because A·Aᵀ is symmetric one more kernel forms G a
 products. README.md has the maths; names and shapes as in reference.py and tiles.py.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# Triton's decorator hides what a kernel may be called with.
+
 from __future__ import annotations
 
 from typing import Any

@@ -77,16 +77,17 @@ class Teacher:
         dtype = product_dtype(self.hidden_NG, self.weight_VG)
         return Teacher(None, self.hidden_NG.detach().to(dtype), self.weight_VG.detach().to(dtype), self.bias_V)
 
-    def logits(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        """(c, V) logits of these positions in `dtype`; the teacher's own where they are so already."""
+    def logits(self, rows: slice, dtype: torch.dtype | None) -> Tensor:
+        """(c, V) logits of these positions in `dtype` (None: as they are); the teacher's own where they are so."""
         if self.logits_NV is not None:
-            return self.logits_NV[rows].detach().to(dtype)
+            return self.logits_NV[rows].detach().to(dtype or self.logits_NV.dtype)
         assert self.hidden_NG is not None and self.weight_VG is not None
         return head_logits(self.hidden_NG[rows], self.weight_VG, self.bias_V, dtype)
 
 
-def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(c, V) hidden·weightᵀ + bias in `dtype`, the product itself in the operands' type."""
+def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    """(c, V) hidden·weightᵀ + bias in `dtype` (None: the operands'), the product itself in the operands' type."""
+    dtype = dtype or weight.dtype
     if hidden.dtype == weight.dtype == dtype:
         return hidden @ weight.T if bias is None else torch.addmm(bias.to(dtype), hidden, weight.T)
     logits = (hidden @ weight.T).to(dtype)
@@ -135,7 +136,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, problem: Problem
     ) -> tuple[Tensor, Tensor]:
         accumulate = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-        logits_dtype = dtype if problem.half_logits else accumulate
+        logits_dtype = None if problem.half_logits else accumulate
         kl_sum, ce_sum = (hidden.new_zeros((), dtype=accumulate) for _ in range(2))
         head = weight.to(dtype)
         mixtures = problem.mixtures if any(ctx.needs_input_grad[:3]) else []
@@ -183,7 +184,7 @@ class HeadGradient:
     def add(self, rows: slice, slope: Tensor, states: Tensor, head: Tensor) -> None:
         """Carry a chunk's derivative (c, V) to the states (c, H) and the head (V, H) that made its logits."""
         if self.bias is not None:
-            self.bias += slope.sum(0)
+            self.bias += slope.sum(0, dtype=self.bias.dtype)
         slope = slope.to(head.dtype)
         self.hidden[rows] = slope @ head
         if self.weight.dtype == head.dtype:
