@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
 PROJECTION_STREAM = 1_000_003
+VALIDATION_BATCH = 64
 # Measured time is summed over this many steps before ranks exchange it, unless the budget is in time.
 TIME_POSTING_STEPS = 16
 
@@ -193,10 +194,14 @@ class Conductor:
     def validation(self, trial: Trial) -> Callable[[], dict[str, float]]:
         """Own MLM loss on held-out blocks, each rank doing an equal share."""
         study = self.setting.study
+        # Equal shares, or ZeRO-3 ranks would wait for each other's gathers for ever.
+        world = self.ranks.world
+        blocks = min(study.evaluation.mlm_blocks, len(self.setting.corpus.blocks("validation"))) // world * world
+        size = max(n for n in range(1, min(VALIDATION_BATCH, blocks // world) + 1) if blocks % (n * world) == 0)
         batches = evaluation_batches(
-            self.setting.corpus, "validation", blocks=study.evaluation.mlm_blocks, batch=64, masking=study.data.masking
+            self.setting.corpus, "validation", blocks=blocks, batch=size, masking=study.data.masking
         )
-        mine = batches[self.ranks.rank : len(batches) - len(batches) % self.ranks.world or None : self.ranks.world] or batches
+        mine = batches[self.ranks.rank :: world]
 
         def validate() -> dict[str, float]:
             sums = [0.0, 0.0, 0.0]

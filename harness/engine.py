@@ -34,6 +34,10 @@ def _import_deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # Loading and writing a model in milliseconds needs no bar, and a rank's bars would mix with another's.
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     return deepspeed
 
 

@@ -167,9 +167,10 @@ class ProbeSpec(Spec):
 
 
 class EvaluationSpec(Spec):
-    """What every student is measured by, and which score decides the verdict."""
+    """What every student is measured by, which score decides the verdict, and what difference matters (`margin`)."""
 
     main: str = "readout.loss"
+    margin: Annotated[float, Field(gt=0)] | None = None
     curve_points: Annotated[int, Field(ge=0)] = 4
     mlm_blocks: Positive = 512
     readout: ReadoutSpec | None = ReadoutSpec()

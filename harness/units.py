@@ -127,5 +127,6 @@ def format_amount(amount: float, unit: Unit) -> str:
     """Print an amount with three significant digits in the scale a person would choose."""
     for scale, name in _SCALES[unit]:
         if abs(amount) >= scale:
-            return f"{amount / scale:.3g} {name}" if amount / scale < 1000 else f"{amount / scale:,.0f} {name}"
+            scaled = amount / scale
+            return f"{scaled:,.0f} {name}" if 1000 <= scaled < 1e6 else f"{scaled:.3g} {name}"
     return f"{amount:.3g} {_SCALES[unit][-1][1]}"

@@ -1,0 +1,92 @@
+"""Law 1 and law 3: a ledger never exceeds a counted limit, and what is posted is what is summed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.budget import Account, Budget, Charge, Ledger, parse_postings
+from harness.errors import CheckpointError, ConfigError
+from harness.units import Unit
+
+CHARGED = frozenset({Account.STUDENT_STEP, Account.TEACHER_FORWARD})
+
+
+def flop(amount: int, account: Account = Account.STUDENT_STEP) -> Charge:
+    return Charge(account, amount, Unit.FLOP)
+
+
+def spend_all(ledger: Ledger, prices: list[int]) -> int:
+    """Post steps of the given prices, over and over, until the next one is not affordable."""
+    steps = 0
+    while ledger.affords([flop(prices[steps % len(prices)])]):
+        ledger.post([flop(prices[steps % len(prices)])], step=steps)
+        steps += 1
+    return steps
+
+
+@given(st.integers(1, 10**6), st.lists(st.integers(1, 10**5), min_size=1, max_size=4))
+def test_ledger_never_exceeds_limit_and_stops_less_than_one_step_below(limit: int, prices: list[int]) -> None:
+    ledger = Ledger(Budget(limit, Unit.FLOP), charged=CHARGED)
+    steps = spend_all(ledger, prices)
+    assert ledger.spent <= limit
+    assert ledger.remaining < prices[steps % len(prices)]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 10**5))
+def test_two_arms_differ_by_less_than_the_dearer_step(limit: int, one: int, other: int) -> None:
+    ledgers = [Ledger(Budget(limit, Unit.FLOP), charged=CHARGED) for _ in range(2)]
+    for ledger, price in zip(ledgers, (one, other), strict=True):
+        spend_all(ledger, [price])
+    assert abs(ledgers[0].spent - ledgers[1].spent) < max(one, other)
+
+
+def test_only_charged_accounts_and_only_the_budgets_unit_count() -> None:
+    ledger = Ledger(Budget(100, Unit.FLOP), charged=CHARGED)
+    ledger.post([flop(30), flop(20, Account.TEACHER_FORWARD), flop(500, Account.EVALUATION)], step=0)
+    ledger.post([Charge(Account.STUDENT_STEP, 9999.0, Unit.GPU_SECOND, "measured")], step=0)
+    assert ledger.spent == 50
+    assert ledger.accounts()["EVALUATION"] == {"flop": 500}
+    assert ledger.accounts()["STUDENT_STEP"] == {"flop": 30, "gpu-second": 9999.0}
+
+
+def test_posting_more_than_is_left_is_refused() -> None:
+    ledger = Ledger(Budget(10, Unit.FLOP), charged=CHARGED)
+    with pytest.raises(ConfigError, match="only 10 of 10 are left"):
+        ledger.post([flop(11)], step=0)
+    assert ledger.spent == 0
+
+
+def test_a_negative_charge_is_refused() -> None:
+    with pytest.raises(ConfigError, match="never negative"):
+        Ledger(Budget(10, Unit.FLOP), charged=CHARGED).post([flop(-1)], step=0)
+
+
+def test_a_restored_ledger_continues_and_reports_what_was_lost(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
+    ledger.post([flop(10)], step=0)
+    state = ledger.state()
+    ledger.post([flop(10)], step=1)
+    ledger.post([flop(10), flop(7, Account.EVALUATION)], step=2)
+    ledger.close()
+    with path.open("a") as file:
+        file.write('{"step": 3, "char')  # kill -9 in the middle of a write
+
+    resumed = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
+    lost = resumed.restore(state)
+    assert lost == [Charge(Account.LOST, 27, Unit.FLOP)]
+    resumed.post(lost, step=1)
+    assert resumed.spent == 10, "lost work is reported, never charged"
+    assert resumed.accounts()["LOST"] == {"flop": 27}
+    resumed.close()
+    assert len(parse_postings(path.read_text())) == 2
+
+
+def test_a_ledger_of_another_budget_is_refused() -> None:
+    state = Ledger(Budget(100, Unit.FLOP), charged=CHARGED).state()
+    with pytest.raises(CheckpointError, match="this study has 200"):
+        Ledger(Budget(200, Unit.FLOP), charged=CHARGED).restore(state)

@@ -1,0 +1,93 @@
+"""A checkpoint is complete or invisible, and no altered byte is ever loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import checkpoint
+from harness.errors import CheckpointError
+from harness.ranks import Ranks
+
+
+def write(folder: Path) -> None:
+    (folder / "engine").mkdir()
+    (folder / "engine" / "weights.pt").write_bytes(bytes(range(256)) * 8)
+    (folder / "rng-0.pt").write_bytes(b"random state")
+
+
+def save(root: Path, step: int) -> None:
+    checkpoint.save(root, step=step, state={"step": step}, ranks=Ranks(), write=write)
+
+
+def test_the_newest_complete_checkpoint_is_found_without_a_pointer(tmp_path: Path) -> None:
+    for step in (5, 10, 100):
+        save(tmp_path, step)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1] == {"step": 100}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000100"], "keeps two, leaves no temporary"
+
+
+def test_no_checkpoint_is_none_but_only_bad_ones_are_an_error(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "absent") is None
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "step-00000001" / "manifest.json").unlink()
+    (tmp_path / "step-00000002" / "rng-0.pt").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"step-00000002: rng-0.pt has 5 bytes.*step-00000001: no readable manifest"):
+        checkpoint.newest(tmp_path)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_flipped_byte_or_a_truncation_falls_back_to_the_older_one(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    root = tmp_path_factory.mktemp("c")
+    save(root, 1)
+    save(root, 2)
+    files = sorted(p for p in (root / "step-00000002").rglob("*") if p.is_file())
+    victim = data.draw(st.sampled_from(files))
+    content = bytearray(victim.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[place:]
+    victim.write_bytes(bytes(content))
+    found = checkpoint.newest(root)
+    assert found is not None
+    assert found[1] == {"step": 1}
+
+
+def test_a_failed_write_leaves_the_previous_checkpoint_and_no_rest(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+
+    def full_disk(folder: Path) -> None:
+        (folder / "part").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left.*previous checkpoint is intact"):
+        checkpoint.save(tmp_path, step=2, state={}, ranks=Ranks(), write=full_disk)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert checkpoint.newest(tmp_path) is not None
+
+
+def test_a_file_the_manifest_does_not_know_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-00000001" / "engine" / "extra.pt").write_bytes(b"planted")
+    with pytest.raises(CheckpointError, match="extra.pt is not in its manifest"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_manifest_that_was_rewritten_without_its_seal_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    file = tmp_path / "step-00000001" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["files"].pop("rng-0.pt")
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="manifest was altered"):
+        checkpoint.newest(tmp_path)
