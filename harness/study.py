@@ -25,6 +25,9 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 # Accounts whose cost is known before it is spent; the others are always reported.
 CHARGEABLE = frozenset({Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE, Account.TEACHER_TRAINING})
 
+# The blocks an arm may depart from, if it declares so; everything else is what makes arms comparable.
+MAY_DIFFER = ("student", "optimizer", "schedule", "teacher", "batch")
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -81,7 +84,12 @@ class DataSpec(Spec):
 
 
 class ModelSpec(Spec):
-    """A student (or a teacher to be trained) described by its shape; built from a transformers config."""
+    """A student (or a teacher to be trained) described by its shape; built from a transformers config.
+
+    `init_from_teacher` starts from teacher layers (a list, one per student layer, or every k-th) and the
+    teacher's embeddings and head. `untrained_top: drop` exports the student without the layers above the
+    last state its objective trains.
+    """
 
     family: Literal["bert", "roberta", "roberta-prelayernorm", "distilbert", "electra", "modernbert"] = "bert"
     layers: Positive = 6
@@ -90,6 +98,8 @@ class ModelSpec(Spec):
     intermediate: Positive | None = None
     init_std: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    init_from_teacher: list[Positive] | Literal["every_kth"] | None = None
+    untrained_top: Literal["keep", "drop"] = "keep"
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSpec:
@@ -99,11 +109,18 @@ class ModelSpec(Spec):
 
 
 class TeacherSpec(Spec):
-    """A frozen teacher: `builtin`, a local folder in Hugging Face layout, or a Hub name."""
+    """A frozen teacher: `builtin`, a local folder in Hugging Face layout, or a Hub name.
+
+    `trained_on` says how the teacher's training text relates to the study's. `dropout` above 0 is a
+    `paper_code` variant: the published teacher was never put into eval mode. `allow_worse` admits a teacher
+    whose MLM loss is above the untrained student's.
+    """
 
     path: str = "builtin"
     trained_on: Literal["same", "superset", "disjoint", "unknown"] = "unknown"
     training_flop: Annotated[float, Field(ge=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    allow_worse: bool = False
 
 
 class OptimizerSpec(Spec):
@@ -184,6 +201,14 @@ class ArmSpec(Spec):
     objective: str | dict[str, Any] = "mlm"
     differs: dict[str, Any] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _undeclared(cls, tree: Any) -> Any:
+        shared = sorted(set(tree) & set(MAY_DIFFER)) if isinstance(tree, dict) else []
+        if shared:
+            raise ValueError(f"{shared[0]} is shared by all arms; declare a departure as differs: {{{shared[0]}.<key>: <value>}}")
+        return tree
+
 
 class StudySpec(Spec):
     """The whole study. Everything outside `arms` and `seeds` is the same object for every arm."""
@@ -229,7 +254,7 @@ class StudySpec(Spec):
             return self
         tree = self.model_dump(mode="json")
         for key, value in arm.differs.items():
-            if key.split(".")[0] not in ("student", "optimizer", "schedule", "teacher", "batch"):
+            if key.split(".")[0] not in MAY_DIFFER:
                 raise ConfigError(
                     f"arms.{arm.name}.differs.{key}",
                     rule="an arm may differ in student, teacher, optimizer, schedule or batch only",
