@@ -6,7 +6,6 @@ definition in plain autograd. A kernel changes time and memory, never the loss a
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -77,7 +76,9 @@ def _obstacle(tensor: Tensor) -> str | None:
     written = (torch.float16, torch.bfloat16, *((torch.float32,) if interpreted else ()))
     if tensor.dtype not in written:
         return f"the kernels are written for half precision, not {str(tensor.dtype).removeprefix('torch.')}"
-    if importlib.util.find_spec("triton") is None:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
         return "triton is not installed"
     if tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return "the kernels are compiled for compute capability 8.0 and newer"

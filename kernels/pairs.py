@@ -29,7 +29,7 @@ def check_lengths(lengths_B: Tensor | None, batch: int, tokens: int, device: tor
     if lengths_B.device != device:
         raise ValueError(f"lengths_B is on {lengths_B.device}, the tensors on {device}; move the lengths there")
     # Values are checked on the CPU only: reading them from a GPU would stall the host in every step.
-    if device.type == "cpu" and batch and not (0 <= int(lengths_B.min()) and int(lengths_B.max()) <= tokens):
+    if device.type == "cpu" and batch and (int(lengths_B.min()) < 0 or int(lengths_B.max()) > tokens):
         raise ValueError(f"lengths_B {lengths_B.tolist()}: each must lie within 0 … {tokens}, the padded length")
 
 

@@ -53,9 +53,6 @@ def score_count(
     """How many elements `score_sse` sums over for these queries (B, A, T, d): a 0-d int64 tensor on their device."""
     batch, heads, tokens, _ = q_s.shape
     real = real_tokens(lengths_B, tokens)
-    if real is None:
-        lengths = torch.full((batch,), tokens, dtype=torch.int64, device=q_s.device)
-    else:
-        lengths = real.sum(-1)
+    lengths = torch.full((batch,), tokens, dtype=torch.int64, device=q_s.device) if real is None else real.sum(-1)
     pairs = lengths * (lengths + 1) // 2 if causal else lengths * lengths
     return pairs.sum() * (1 if head_average else heads)

@@ -57,8 +57,10 @@ class Problem:
 
     def rows(self, positions: int, vocabulary: int, device: torch.device) -> list[slice]:
         """The positions, chunk by chunk."""
+        if self.chunk is not None:
+            return row_chunks(positions, self.chunk)
         limit = CHUNK_LOGITS["cpu" if device.type == "cpu" else "cuda"]
-        return row_chunks(positions, self.chunk or max(1, limit // max(1, vocabulary)))
+        return row_chunks(positions, max(1, limit // max(1, vocabulary)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class Teacher:
         """(c, V) logits of these positions in `dtype` (None: as they are); the teacher's own where they are so."""
         if self.logits_NV is not None:
             return self.logits_NV[rows].detach().to(dtype or self.logits_NV.dtype)
-        assert self.hidden_NG is not None and self.weight_VG is not None
+        assert self.hidden_NG is not None
+        assert self.weight_VG is not None
         return head_logits(self.hidden_NG[rows], self.weight_VG, self.bias_V, dtype)
 
 

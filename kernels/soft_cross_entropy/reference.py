@@ -42,7 +42,7 @@ def soft_cross_entropy(
     check_head(hidden_NH, weight_VH, bias_V, labels_N, who="student")
     check_teacher(hidden_NH, weight_VH, teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V)
     check_temperature(temperature)
-    kl_sum, ce_sum = _zero(hidden_NH, weight_VH), _zero(hidden_NH, weight_VH)
+    kl_sum = ce_sum = _zero(hidden_NH, weight_VH, bias_V)
     # An outer autocast would round the logits to half precision; this function is the definition others are held to.
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for rows in row_chunks(len(hidden_NH), chunk):
@@ -50,7 +50,8 @@ def soft_cross_entropy(
             if teacher_logits_NV is not None:
                 teacher = teacher_logits_NV[rows].detach().to(logits.dtype)
             else:
-                assert teacher_hidden_NG is not None and teacher_weight_VG is not None
+                assert teacher_hidden_NG is not None
+                assert teacher_weight_VG is not None
                 with torch.no_grad():
                     teacher = _logits(teacher_hidden_NG[rows], teacher_weight_VG, teacher_bias_V).to(logits.dtype)
             log_p, log_q = (teacher / temperature).log_softmax(-1), (logits / temperature).log_softmax(-1)
@@ -68,7 +69,7 @@ def masked_cross_entropy(
     A sum: callers divide by the number of labels. Precision and `chunk` as in `soft_cross_entropy`.
     """
     check_head(hidden_NH, weight_VH, bias_V, labels_N, who="student")
-    ce_sum = _zero(hidden_NH, weight_VH)
+    ce_sum = _zero(hidden_NH, weight_VH, bias_V)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for rows in row_chunks(len(hidden_NH), chunk):
             logits = _logits(hidden_NH[rows], weight_VH, bias_V)
@@ -133,10 +134,10 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature {temperature}: a softmax temperature is positive; 1 leaves the logits alone")
 
 
-def _zero(hidden: Tensor, weight: Tensor) -> Tensor:
+def _zero(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Tied to the inputs, so that an empty batch still has a (zero) gradient.
-    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-    return (hidden[:0].sum() + weight[:0].sum()).to(dtype)
+    nothing = sum((x[:0].sum() for x in (hidden, weight, bias) if x is not None), start=hidden.new_zeros(()))
+    return nothing.to(torch.promote_types(nothing.dtype, torch.float32))
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

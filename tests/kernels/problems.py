@@ -1,0 +1,91 @@
+"""Random problems for the kernels' tests: tensors of odd shapes, lengths, poisoned pads, and how errors are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Loss = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch: sequences, padded length, heads, student and teacher head sizes, real lengths (None: no pads)."""
+
+    batch: int
+    tokens: int
+    heads: int
+    size: int
+    teacher_size: int
+    lengths: tuple[int, ...] | None = None
+    causal: bool = False
+
+    @property
+    def true_lengths(self) -> list[int]:
+        """One length per sequence, whether or not the batch has pads."""
+        return list(self.lengths) if self.lengths is not None else [self.tokens] * self.batch
+
+    @property
+    def lengths_B(self) -> Tensor | None:
+        """What the kernels are given."""
+        return None if self.lengths is None else torch.tensor(self.lengths)
+
+    @property
+    def options(self) -> dict[str, Tensor | bool | None]:
+        """The keyword arguments all attention-like losses share."""
+        return {"lengths_B": self.lengths_B, "causal": self.causal}
+
+
+def states(shape: Shape, *, dtype: torch.dtype = torch.float64, poison: float = 0.0, seed: int = 0) -> list[Tensor]:
+    """Student (B, T, heads·size) and teacher (B, T, heads·teacher_size) with `poison` where the pads are."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [shape.heads * shape.size, shape.heads * shape.teacher_size]
+    tensors = [torch.randn(shape.batch, shape.tokens, size, generator=generator).to(dtype) for size in sizes]
+    for x in tensors:
+        for b, length in enumerate(shape.true_lengths):
+            x[b, length:] = poison
+    return tensors
+
+
+def heads(shape: Shape, *, dtype: torch.dtype = torch.float64, poison: float = 0.0, seed: int = 0) -> list[Tensor]:
+    """Student queries and keys (B, heads, T, size), teacher queries and keys (B, heads, T, teacher_size)."""
+    pairs = [states(shape, dtype=dtype, poison=poison, seed=seed + offset) for offset in (0, 1000)]
+    split = [[x.unflatten(-1, (shape.heads, -1)).transpose(1, 2) for x in pair] for pair in pairs]
+    return [split[0][0], split[1][0], split[0][1], split[1][1]]
+
+
+def value_and_gradients(loss: Loss, inputs: Sequence[Tensor], trained: int) -> tuple[Tensor, list[Tensor]]:
+    """The loss and its gradients with respect to the first `trained` inputs, which become leaves."""
+    leaves = [x.detach().requires_grad_() for x in inputs[:trained]]
+    value = loss(*leaves, *inputs[trained:])
+    # An incoming gradient that is not 1: a backward that forgets it must fail.
+    return value.detach(), list(torch.autograd.grad(3 * value, leaves))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64; below a norm of 0.001 the expected counts as noise around zero."""
+    actual, expected = actual.double(), expected.double()
+    return float((actual - expected).norm()) / max(float(expected.norm()), 1e-3)
+
+
+def worst_error(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> tuple[float, float]:
+    """(relative error of the loss, largest relative error of a gradient)."""
+    gradients = [relative_error(a, e) for a, e in zip(actual[1], expected[1], strict=True)]
+    return relative_error(actual[0], expected[0]), max(gradients)
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest tensor any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, Tensor):
+                self.numel = max(self.numel, x.numel())
+        return out

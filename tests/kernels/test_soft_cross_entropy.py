@@ -1,0 +1,264 @@
+"""Laws of soft_cross_entropy and masked_cross_entropy on the CPU, for the definition and for the fast eager path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harness.kernels.soft_cross_entropy import eager, head, op, reference
+
+from . import formulas
+from .problems import Largest, relative_error, value_and_gradients, worst_error
+
+MODULES = {"reference": reference, "eager": eager}
+
+# float64 against float64: what differs is the order of a few thousand additions.
+EXACT = 1e-11
+
+
+@dataclass(frozen=True)
+class Case:
+    """A head's problem: positions, vocabulary, hidden sizes, whether by logits, with bias, labels, temperature."""
+
+    positions: int = 5
+    vocabulary: int = 11
+    hidden: int = 4
+    teacher_hidden: int = 3
+    by_logits: bool = False
+    bias: bool = True
+    labels: tuple[int, ...] | None = (3, -100, 0, 10, 3)
+    temperature: float = 2.0
+
+    def student(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """Hidden states, weight and (with `bias`) bias."""
+        generator = torch.Generator().manual_seed(1)
+        sizes = ((self.positions, self.hidden), (self.vocabulary, self.hidden), (self.vocabulary,))
+        return [torch.randn(size, generator=generator).to(dtype) for size in sizes][: 3 if self.bias else 2]
+
+    def teacher(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor | None]:
+        """The teacher's keyword arguments."""
+        generator = torch.Generator().manual_seed(2)
+        sizes = ((self.positions, self.teacher_hidden), (self.vocabulary, self.teacher_hidden), (self.vocabulary,))
+        hidden, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
+        if self.by_logits:
+            return {"teacher_logits_NV": hidden @ weight.T + bias}
+        return {"teacher_hidden_NG": hidden, "teacher_weight_VG": weight, "teacher_bias_V": bias}
+
+    @property
+    def labels_N(self) -> Tensor | None:
+        """The labels as the losses take them."""
+        return None if self.labels is None else torch.tensor(self.labels, dtype=torch.int64)
+
+    def mixed(self, module, shares: tuple[float, float] = (0.3, 0.7), dtype=torch.float64, **options):
+        """0.3·kl + 0.7·ce (or other `shares`) of `module` as a function of the student's tensors."""
+
+        def loss(*student: Tensor) -> Tensor:
+            kl, ce = module.soft_cross_entropy(
+                *student, **self.teacher(dtype), labels_N=self.labels_N, temperature=self.temperature, **options
+            )
+            return shares[0] * kl + shares[1] * ce
+
+        return loss
+
+    def formula(self, *student: Tensor) -> tuple[Tensor, Tensor]:
+        """(kl_sum, ce_sum) from the paper's formula."""
+        logits = student[0] @ student[1].T + (student[2] if self.bias else 0)
+        targets = Case(**{**vars(self), "by_logits": True}).teacher()["teacher_logits_NV"]
+        assert targets is not None
+        return formulas.soft_cross_entropy(
+            logits, targets, None if self.labels is None else list(self.labels), self.temperature
+        )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    positions, vocabulary = draw(st.integers(1, 6)), draw(st.integers(1, 12))
+    label = st.integers(0, vocabulary - 1) | st.just(-100)
+    labels = tuple(draw(label) for _ in range(positions)) if draw(st.booleans()) else None
+    sizes = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    temperature = draw(st.sampled_from([1.0, 0.5, 2.0, 3.7]))
+    return Case(positions, vocabulary, *sizes, draw(st.booleans()), draw(st.booleans()), labels, temperature)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), chunk=st.sampled_from([None, 1, 2, 100]))
+def test_both_losses_and_their_gradients_are_the_papers_formula(kind: str, case: Case, chunk: int | None) -> None:
+    for weights in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.7)):
+        expected = value_and_gradients(
+            lambda *x, w=weights: w[0] * case.formula(*x)[0] + w[1] * case.formula(*x)[1] + 0 * sum(y.sum() for y in x),
+            case.student(), len(case.student()),
+        )  # fmt: skip
+        actual = value_and_gradients(
+            case.mixed(MODULES[kind], weights, chunk=chunk), case.student(), len(case.student())
+        )
+        assert max(worst_error(actual, expected)) < EXACT
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_masked_cross_entropy_is_the_hard_half(kind: str) -> None:
+    case = Case(by_logits=True)
+    student = case.student()
+    expected = value_and_gradients(lambda *x: case.formula(*x)[1], student, 3)
+    actual = value_and_gradients(lambda *x: MODULES[kind].masked_cross_entropy(*x, case.labels_N, chunk=2), student, 3)
+    assert max(worst_error(actual, expected)) < EXACT
+    torch_says = torch.nn.functional.cross_entropy(
+        student[0] @ student[1].T + student[2], case.labels_N, reduction="sum"
+    )
+    assert relative_error(actual[0], torch_says) < EXACT
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_student_equal_to_its_teacher_loses_nothing_and_is_pulled_nowhere(kind: str, temperature: float) -> None:
+    hidden, weight, bias = Case(positions=7, vocabulary=50, labels=None).student(torch.float32)
+    teacher = {"teacher_hidden_NG": hidden, "teacher_weight_VG": weight, "teacher_bias_V": bias}
+    value, gradients = value_and_gradients(
+        lambda *x: MODULES[kind].soft_cross_entropy(*x, **teacher, temperature=temperature)[0],
+        [hidden, weight, bias],
+        3,
+    )
+    # Zero but for roundings of probabilities: 3·T² · 7 positions · 2^-23 of a number of order one.
+    assert abs(float(value)) < 1e-5
+    assert all(float(g.abs().max()) < 1e-5 for g in gradients)
+
+
+def test_declared_weights_give_the_same_gradient_of_every_multiple() -> None:
+    case = Case()
+    expected = value_and_gradients(case.mixed(reference, (0.2, 0.5)), case.student(), 3)
+    for scale in (1.0, 1e-6, -40.0):
+        declared = (0.2 * scale, 0.5 * scale)
+        actual = value_and_gradients(case.mixed(eager, (0.2, 0.5), weights=declared), case.student(), 3)
+        assert max(worst_error(actual, expected)) < EXACT
+
+
+@pytest.mark.parametrize("asked", [(1.0, 0.0), (0.0, 1.0), (0.5, 0.2), (0.2, -0.5), (0.2, 0.6)])
+def test_a_broken_declaration_gives_nan_never_a_wrong_gradient(asked: tuple[float, float]) -> None:
+    case = Case()
+    value, gradients = value_and_gradients(case.mixed(eager, asked, weights=(0.2, 0.5)), case.student(), 3)
+    assert torch.isfinite(value)
+    assert all(g.isnan().all() for g in gradients)
+
+
+def test_a_declaration_of_nothing_is_refused() -> None:
+    case = Case()
+    for weights in ((0.0, 0.0), (float("inf"), 1.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="must not be zero"):
+            case.mixed(eager, weights=weights)(*case.student())
+
+
+def test_without_labels_the_hard_loss_is_zero() -> None:
+    case = Case(labels=None)
+    for module in MODULES.values():
+        kl, ce = module.soft_cross_entropy(*case.student(), **case.teacher(), temperature=2.0)
+        assert float(ce) == 0 < float(kl)
+
+
+def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
+    """Hinton's reason for T²: at high temperature the logits' derivative is (z_S − z_T)/V, whatever the temperature."""
+    case = Case(labels=None, by_logits=True, bias=False, vocabulary=7)
+    hidden, weight = case.student()
+    weight = weight - weight.mean(0)
+    teacher = torch.zeros(5, 7, dtype=torch.float64)
+    expected = (hidden @ weight.T / 7) @ weight
+    for temperature in (1e3, 1e4):
+        _, (gradient,) = value_and_gradients(
+            lambda h, t=temperature: eager.soft_cross_entropy(h, weight, teacher_logits_NV=teacher, temperature=t)[0],
+            [hidden], 1,
+        )  # fmt: skip
+        assert relative_error(gradient / 3, expected) < 10 / temperature
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs_are_accumulated_in_float32(kind: str, dtype: torch.dtype) -> None:
+    case = Case(positions=9, vocabulary=300, hidden=24, teacher_hidden=16, labels=(5, 299, -100, 0, 7, 7, 8, 1, 2))
+    student = [x / 3 for x in case.student(dtype)]
+    teacher = {name: x if x is None else x.to(dtype) for name, x in case.teacher().items()}
+
+    def loss(*x: Tensor) -> Tensor:
+        cast = {name: t if t is None else t.to(x[0].dtype) for name, t in teacher.items()}
+        return sum(MODULES[kind].soft_cross_entropy(*x, **cast, labels_N=case.labels_N, temperature=2.0))
+
+    value, gradients = value_and_gradients(loss, student, 3)
+    exact = value_and_gradients(loss, [x.double() for x in student], 3)
+    assert value.dtype == torch.float32
+    assert [g.dtype for g in gradients] == [dtype] * 3
+    # Where the CPU has half-precision products, the eager logits and slopes are rounded to `dtype`; else float32's.
+    native = kind == "eager" and head.product_dtype(*student[:2]) == dtype
+    unit = 2**-11 if dtype == torch.float16 else 2**-8
+    error, worst = worst_error((value, gradients), exact)
+    assert error < (4 * unit if native else 4e-6)
+    assert worst < (8 * unit if native else unit)
+
+
+def test_autocast_decides_the_products_where_the_cpu_has_them_and_never_the_sums() -> None:
+    case = Case(positions=6, vocabulary=100, hidden=16, labels=(1, 2, 3, 4, 5, 6))
+    loss = case.mixed(eager, dtype=torch.float32)
+    student = case.student(torch.float32)
+    expected = value_and_gradients(loss, student, 3)
+
+    def under_autocast(*x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert head.product_dtype(*x[:2]) in (torch.bfloat16, torch.float32)
+            return loss(*x)
+
+    value, gradients = value_and_gradients(under_autocast, student, 3)
+    assert [value.dtype, *(g.dtype for g in gradients)] == [torch.float32] * 4
+    assert max(worst_error((value, gradients), expected)) < 8 * 2**-8
+
+
+@pytest.mark.parametrize("declared", [None, (0.3, 0.7)])
+def test_eager_never_holds_the_logits_of_all_positions(declared: tuple[float, float] | None) -> None:
+    positions, vocabulary, chunk = 64, 500, 8
+    case = Case(positions, vocabulary, 4, 4, labels=tuple(range(positions)))
+    with Largest() as largest:
+        value_and_gradients(case.mixed(eager, weights=declared, chunk=chunk), case.student(), 3)
+    assert largest.numel == chunk * vocabulary < positions * vocabulary
+
+
+def test_the_op_gives_the_definitions_losses_by_every_backend() -> None:
+    case = Case()
+    expected = value_and_gradients(case.mixed(reference), case.student(), 3)
+    hard = reference.masked_cross_entropy(*case.student(), case.labels_N)
+    for backend in ("auto", "eager", "reference"):
+        for weights in (None, (0.3, 0.7)):
+            loss = case.mixed(op, backend=backend, weights=weights)
+            assert max(worst_error(value_and_gradients(loss, case.student(), 3), expected)) < EXACT
+        assert relative_error(op.masked_cross_entropy(*case.student(), case.labels_N, backend=backend), hard) < EXACT
+    assert str(op.chosen(*case.student()[:2])) == "eager (the tensors are on cpu)"
+    with pytest.raises(ValueError, match="kernels 'triton': the tensors are on cpu"):
+        case.mixed(op, backend="triton")(*case.student())
+
+
+def test_an_empty_batch_costs_nothing_and_has_a_gradient() -> None:
+    case = Case(positions=0, labels=())
+    for module in MODULES.values():
+        value, gradients = value_and_gradients(case.mixed(module), case.student(), 3)
+        assert float(value) == 0
+        assert not gradients[1].any()
+
+
+def test_impossible_heads_and_teachers_are_refused_with_the_value_and_the_rule() -> None:
+    case = Case()
+    hidden, weight, bias = case.student()
+    logits = Case(by_logits=True).teacher()
+    for module in (*MODULES.values(), op):
+        for arguments, options, message in (
+            ((hidden, weight[:, :3], bias), logits, "of one size are needed"),
+            ((hidden, weight, bias[:4]), logits, "one number per vocabulary entry, 11"),
+            ((hidden, weight, bias), {}, "the teacher must be given once"),
+            ((hidden, weight, bias), {**logits, **case.teacher()}, "the teacher must be given once"),
+            ((hidden, weight, bias), {"teacher_hidden_NG": hidden}, "the teacher must be given once"),
+            ((hidden[:3], weight, bias), logits, "the student has"),
+            ((hidden, weight, bias), {**logits, "temperature": 0.0}, "temperature 0.0"),
+            ((hidden, weight, bias), {**logits, "labels_N": torch.tensor([1, 2])}, "one int64 per position"),
+            ((hidden, weight, bias), {**logits, "chunk": 0}, "chunk 0"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                module.soft_cross_entropy(*arguments, **options)
