@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from harness.engine import connect, disconnect
+    from harness.engine import connect
 
     if options.resume and not options.out:
         raise ConfigError("--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR")
@@ -102,37 +102,34 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     from harness.setting import prepare
 
     tell = reporter(is_main=ranks.is_main, json=options.json)
+    out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
+    ds_config = ds_config or _default_engine()
+    # Everything is checked before the directory is made, by every rank alike.
+    setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
+    directory = RunDirectory(Path(out))
+    merged = guarded(ranks, lambda: directory.open(study, resume=options.resume))
+    if merged != study:
+        setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
+    if ranks.is_main:
+        directory.status("running")
+    command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     try:
-        out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
-        ds_config = ds_config or _default_engine()
-        # Everything is checked before the directory is made, by every rank alike.
-        setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
-        directory = RunDirectory(Path(out))
-        merged = guarded(ranks, lambda: directory.open(study, resume=options.resume))
-        if merged != study:
-            setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
+        Conductor(setting, directory, ranks, tell, command=command, resume=options.resume).run()
+    except Preempted as error:
         if ranks.is_main:
-            directory.status("running")
-        command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
-        try:
-            Conductor(setting, directory, ranks, tell, command=command, resume=options.resume).run()
-        except Preempted as error:
-            if ranks.is_main:
-                directory.status("interrupted", exit_code=error.exit_code, message=str(error))
-            raise
-        except BaseException as error:
-            if ranks.is_main:
-                code = error.exit_code if isinstance(error, IsoBudgetError) else 1
-                directory.status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", exit_code=code, message=str(error))
-            raise
+            directory.status("interrupted", exit_code=error.exit_code, message=str(error))
+        raise
+    except BaseException as error:
         if ranks.is_main:
-            directory.status("done")
-            _show(directory.root, as_json=options.json)
-            directory.close()
-        ranks.barrier()
-        return 0
-    finally:
-        disconnect()
+            code = error.exit_code if isinstance(error, IsoBudgetError) else 1
+            directory.status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", exit_code=code, message=str(error))
+        raise
+    if ranks.is_main:
+        directory.status("done")
+        _show(directory.root, as_json=options.json)
+        directory.close()
+    ranks.barrier()
+    return 0
 
 
 def plan(options: argparse.Namespace, given: list[str]) -> int:

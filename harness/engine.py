@@ -6,6 +6,7 @@ the loop sees forward, backward, step, and whether the step was applied.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable
@@ -41,6 +42,10 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
+# This process's ranks once it has joined them: a process joins once, however many studies it runs.
+_joined: list[Ranks] = []
+
+
 def connect(*, timeout_s: float = 1800.0) -> Ranks:
     """Join the ranks of this run (one process when no launcher set an environment) and set its threads."""
     from datetime import timedelta
@@ -49,8 +54,8 @@ def connect(*, timeout_s: float = 1800.0) -> Ranks:
     if "OMP_NUM_THREADS" not in os.environ or (ranks.world == 1 and "TORCHELASTIC_RUN_ID" in os.environ):
         # DeepSpeed's launcher sets nothing: two ranks on two cores would run four threads and crawl.
         torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
-    if dist.is_initialized():
-        return Ranks(ranks.rank, ranks.world, ranks.local_rank, ranks.local_world)
+    if _joined:
+        return _joined[0]
     deepspeed = _import_deepspeed()
     facts = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.local_rank}
     for key, value in facts.items():
@@ -61,9 +66,17 @@ def connect(*, timeout_s: float = 1800.0) -> Ranks:
     if has_cuda():
         torch.cuda.set_device(ranks.local_rank)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
+    # Not at the end of a study: DeepSpeed keeps references to the group, and a process may run several studies.
+    atexit.register(_leave)
     if ranks.world > 1:
         ranks.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    _joined.append(ranks)
     return ranks
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def device_of(ranks: Ranks) -> torch.device:
@@ -190,9 +203,3 @@ class Engine:
 
     def close(self) -> None:
         self._ds.destroy()
-
-
-def disconnect() -> None:
-    """Leave the process group; a run that ends without it makes NCCL and gloo complain."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
