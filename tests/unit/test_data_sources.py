@@ -57,6 +57,9 @@ def test_near_duplicates_never_straddle(tmp_path: Path) -> None:
     leaders = neardup.groups(neardup.signatures(d.text for d in documents)).tolist()
     assert len(set(leaders)) == len(families)
     assert all(d.split == documents[leader].split for d, leader in zip(documents, leaders, strict=True))
+    # Which member of a group comes first in the file does not move the group.
+    reversed_file = write_jsonl(tmp_path / "reversed.jsonl", texts[::-1])
+    assert splits(read(reversed_file)) == splits(documents)
 
 
 def test_own_splits_are_kept_and_train_loses_what_they_hold(tmp_path: Path) -> None:
