@@ -24,11 +24,13 @@ from harness.budget import Account, Charge
 from harness.data.stream import SampleStream, evaluation_batches
 from harness.engine import Engine, device_of
 from harness.errors import IsoBudgetError
+from harness.evaluate.subject import Subject
+from harness.evaluate.vouch import BLOCKS, Voucher, vouch
 from harness.hardware import bf16_in_hardware, has_cuda
 from harness.meters.device_time import DeviceClock
 from harness.models.signals import Needs, Signals
-from harness.models.student import build_student, export
-from harness.models.teacher import Teacher
+from harness.models.student import export
+from harness.models.teacher import Teacher, weights_fingerprint
 from harness.progress import Silent
 from harness.ranks import Ranks
 from harness.rundir import RunDirectory, write_json
@@ -37,6 +39,7 @@ from harness.trainee import VALIDATION, VALIDATION_NEEDS, Trainee, parameter_gro
 from harness.units import Unit, format_amount
 
 if TYPE_CHECKING:
+    from harness.objectives.base import Plan
     from harness.setting import ArmSetting, Setting
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
@@ -86,23 +89,46 @@ class Conductor:
 
         Raises:
             Preempted: a signal asked to stop; the run can be resumed.
+            TeacherError: a teacher cannot be used; no trial has begun.
             NumericError, CheckpointError: from a trial; finished trials are kept.
         """
-        study = self.setting.study
         with StopFlag() as stop:
-            for seed in study.seeds:
-                for arm in self.setting.arms.values():
-                    done = self.ranks.share(
-                        (self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" if self.ranks.is_main else None
-                    )
-                    if not done:
-                        self.train(arm, seed, stop)
+            missing = self.missing()
+            vouchers = guarded(self.ranks, lambda: self.vouchers(missing))
+            for arm, seed in missing:
+                self.train(arm, seed, stop, vouchers.get((arm.arm.name, seed)))
             from harness.evaluate.suite import Suite
 
             Suite(self.setting, self.directory, self.ranks, self.tell, stop).run()
 
+    def missing(self) -> list[tuple[ArmSetting, int]]:
+        """Trials without a finished record, in the order they will run; the same on every rank."""
+        trials = [(arm, seed) for seed in self.setting.study.seeds for arm in self.setting.arms.values()]
+        done = [(self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" for arm, seed in trials]
+        return [trial for trial, finished in zip(trials, self.ranks.share(done), strict=True) if not finished]
+
+    def vouchers(self, missing: list[tuple[ArmSetting, int]]) -> dict[tuple[str, int], Voucher]:
+        """Load every teacher that will be needed, and compare it with the student it is to teach. Rank 0 only."""
+        study, corpus, device = self.setting.study, self.setting.corpus, device_of(self.ranks)
+        teachers: dict[str, Subject] = {}
+        found: dict[tuple[str, int], Voucher] = {}
+        blocks = min(BLOCKS, len(corpus.blocks("validation")))
+        for arm, seed in missing:
+            if arm.teacher is None or arm.study.teacher is None:
+                continue
+            path = arm.teacher.path
+            if path not in teachers:
+                model = Teacher(arm.teacher, device=device, dtype=torch.float32).family.model
+                teachers[path] = Subject(model, device=device)
+            batches = evaluation_batches(corpus, "validation", blocks=blocks, batch=VALIDATION_BATCH, masking=study.data.masking)
+            found[arm.arm.name, seed] = vouch(
+                teachers[path], Subject(arm.student(seed=seed), device=device), batches,
+                name=path, allow_worse=arm.study.teacher.allow_worse,
+            )  # fmt: skip
+        return found
+
     # -- one trial -----------------------------------------------------------------------------------
-    def train(self, arm: ArmSetting, seed: int, stop: StopFlag) -> None:
+    def train(self, arm: ArmSetting, seed: int, stop: StopFlag, voucher: Voucher | None) -> None:
         folder = self.directory.trial(arm.arm.name, seed)
         started = time.monotonic()
         if self.ranks.is_main:
@@ -113,7 +139,11 @@ class Conductor:
         trial = self.trial(arm, seed, folder, stop)
         resumed = self.resume and trial.resume()
         if not resumed:
-            trial.ledger.post(arm.upfront(), step=0)
+            asked = [
+                Charge(Account.EVALUATION, voucher.flop, Unit.FLOP),
+                Charge(Account.EVALUATION, voucher.seconds, Unit.GPU_SECOND, "measured"),
+            ] if voucher else []  # fmt: skip
+            trial.ledger.post([*arm.upfront(), *asked], step=0)
             if self.ranks.is_main:
                 (folder / "metrics.jsonl").unlink(missing_ok=True)
         if self.ranks.is_main:
@@ -133,8 +163,11 @@ class Conductor:
         trial.ledger.post([Charge(Account.STARTUP, startup * self.ranks.world, Unit.GPU_SECOND, "measured")], step=trial.progress.step)
         weights = trial.engine.weights(trial.trainee.student)
         if self.ranks.is_main:
-            record = self.record(arm, seed, trial)
-            export(arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record))
+            record = self.record(arm, seed, trial, voucher)
+            export(
+                arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),
+                layers=record["exported_layers"],
+            )  # fmt: skip
             write_json(folder / "record.json", record)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             self.tell.say(
@@ -150,7 +183,7 @@ class Conductor:
     def trial(self, arm: ArmSetting, seed: int, folder: Path, stop: Callable[[], bool]) -> Trial:
         """Student, objective, engine, teacher, stream, ledger and meters of one trial."""
         study, setting = arm.study, self.setting
-        student = build_student(arm.config, seed=seed)
+        student = arm.student(seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + PROJECTION_STREAM)
             plan = arm.plan()
@@ -181,15 +214,28 @@ class Conductor:
         return trial
 
     def teacher(self, arm: ArmSetting, plan: Any) -> Teacher | None:
-        if arm.teacher is None:
+        if arm.teacher is None or not plan.needs_teacher:
             return None
+        assert arm.study.teacher is not None
         dtype = torch.bfloat16 if bf16_in_hardware() else torch.float32
-        teacher = Teacher(arm.teacher, device=device_of(self.ranks), dtype=dtype)
+        teacher = Teacher(arm.teacher, device=device_of(self.ranks), dtype=dtype, dropout=arm.study.teacher.dropout)
         needs = Needs()
         for phase in range(len(plan.phases)):
             needs |= plan.teacher_needs(phase)
         teacher.cut(needs)
         return teacher
+
+    def teacher_facts(self, arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | None:
+        """Who taught this arm, on what it was itself trained, and how it compared before step 1."""
+        if arm.teacher is None or arm.study.teacher is None:
+            return None
+        return {
+            **arm.study.teacher.model_dump(mode="json"),
+            "training_flop": next((c.amount for c in arm.upfront()), None),
+            "weights": weights_fingerprint(arm.teacher.path),
+            "corpus": arm.teacher.provenance.get("corpus"),
+            "before_training": None if voucher is None else vars(voucher),
+        }
 
     def validation(self, trial: Trial) -> Callable[[], dict[str, float]]:
         """Own MLM loss on held-out blocks, each rank doing an equal share."""
@@ -246,12 +292,14 @@ class Conductor:
 
         return snapshot
 
-    def record(self, arm: ArmSetting, seed: int, trial: Trial) -> dict[str, Any]:
+    def record(self, arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | None) -> dict[str, Any]:
         """What is known of a trial when its training ends; evaluation adds scores."""
         ledger, steps = trial.ledger, trial.progress.step
         phase = trial.trainee.plan.phase_at(ledger.fraction_spent)
         expected = [charge for meter in trial.meters for charge in meter.next_step(phase)]
         busy = (Account.STUDENT_STEP, Account.TEACHER_FORWARD)
+        plan = trial.trainee.plan
+        kept = plan.trained_layers(arm.shape) if arm.study.student.untrained_top == "drop" else arm.shape.layers
         return {
             "name": arm.arm.name,
             "seed": seed,
@@ -261,6 +309,10 @@ class Conductor:
                 {"until": phase.until, "terms": [vars(term) for term in phase.terms]} for phase in trial.trainee.plan.phases
             ],
             "differs": arm.arm.differs,
+            "paper_code": plan.paper_code(),
+            "exported_layers": kept,
+            "corpus": self.setting.corpus.fingerprint,
+            "teacher": self.teacher_facts(arm, voucher),
             "steps": steps,
             "skipped_steps": trial.progress.skipped,
             "tokens": steps * trial.stream.tokens_per_step,
@@ -273,13 +325,31 @@ class Conductor:
             "wall_seconds": trial.progress.seconds,
             "accounts": ledger.accounts(),
             "scores": {},
-            "warnings": [],
+            "warnings": departures(arm, plan, kept, voucher),
             "head_trained": trial.trainee.plan.trains_head,
             "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
+            "objective_parameters": sum(p.numel() for p in plan.parameters()),
             "untrained_parameters": [n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")],
             "micro_batch": trial.engine.micro_batch,
             "accumulation": trial.engine.accumulation,
         }
+
+
+def departures(arm: ArmSetting, plan: Plan, kept: int, voucher: Voucher | None) -> list[str]:
+    """What a reader of this arm's result must know beside its objective's name."""
+    found = []
+    if options := plan.paper_code():
+        found.append(f"computes what the published code computed, not the definition: {', '.join(options)}")
+    if plan.needs_teacher and arm.study.teacher is not None and arm.study.teacher.dropout:
+        found.append(f"its teacher runs with dropout {arm.study.teacher.dropout:g}, as in the published code")
+    if kept < arm.shape.layers:
+        found.append(f"the exported student has {kept} of {arm.shape.layers} layers: the others were never trained whole")
+    if voucher is not None and voucher.worse:
+        found.append(
+            f"its teacher is worse than the untrained student (MLM loss {voucher.teacher_loss:.3f} against "
+            f"{voucher.student_loss:.3f}), allowed by teacher.allow_worse"
+        )
+    return found
 
 
 def card(record: dict[str, Any]) -> dict[str, Any]:
@@ -289,6 +359,7 @@ def card(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "made_by": "isobudget",
         "objective": record["objective"],
+        "corpus": record["corpus"],
         "seed": record["seed"],
         "steps": record["steps"],
         "tokens": record["tokens"],

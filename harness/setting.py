@@ -15,7 +15,7 @@ from harness.study import ArmSpec, StudySpec
 from harness.units import Unit
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from harness.data.corpus import Corpus
     from harness.meters.base import Meter
@@ -40,6 +40,23 @@ class ArmSetting:
 
         return Plan(self.arm.objective, student=self.shape, teacher=self.teacher.shape if self.teacher else None)
 
+    def student(self, *, seed: int) -> PreTrainedModel:
+        """The student before its first step: random weights of this seed, or the teacher's chosen layers."""
+        from harness.models.initialise import chosen_layers, copy_layers
+        from harness.models.student import build_student
+
+        student = build_student(self.config, seed=seed)
+        wanted = self.study.student.init_from_teacher
+        if self.teacher is not None and wanted is not None:
+            import torch
+
+            from harness.models.teacher import Teacher
+
+            teacher = Teacher(self.teacher, device=torch.device("cpu"), dtype=torch.float32)
+            layers = chosen_layers(wanted, self.shape, self.teacher.shape)
+            copy_layers(student, self.shape, teacher.family.model, self.teacher.shape, layers)
+        return student
+
     def analytic_meters(self, plan: Plan) -> list[Meter]:
         from harness.meters.flops import FlopMeter
         from harness.meters.tokens import TokenMeter
@@ -49,7 +66,7 @@ class ArmSetting:
 
     def upfront(self) -> list[Charge]:
         """What an arm with a teacher owes for the teacher's training, known or not charged."""
-        if self.teacher is None or not self.plan().needs_teacher:
+        if self.teacher is None:
             return []
         assert self.study.teacher is not None
         flop = self.study.teacher.training_flop
@@ -88,6 +105,7 @@ class Setting:
         return {arm.name: self.arm(arm) for arm in self.study.arms}
 
     def arm(self, arm: ArmSpec) -> ArmSetting:
+        from harness.models.initialise import chosen_layers
         from harness.models.shapes import shape_of
         from harness.models.student import student_config
         from harness.objectives.base import StepSize
@@ -102,8 +120,20 @@ class Setting:
         )  # fmt: skip
         self.ds_config.micro_batch(sequences=study.batch.sequences, world=self.world)
         plan = setting.plan()
-        if not plan.needs_teacher:
+        initial_layers = chosen_layers(study.student.init_from_teacher, setting.shape, setting.teacher and setting.teacher.shape)
+        if not plan.needs_teacher and not initial_layers:
             setting.teacher = None
+        if plan.compares_logits and setting.teacher is not None and setting.teacher.shape.vocab != self.vocab:
+            raise TeacherError(
+                f"teacher {setting.teacher.path} has {setting.teacher.shape.vocab} outputs",
+                rule=f"the student has {self.vocab}: logits cannot be compared",
+                remedy="use objectives without logits, or a teacher with the same vocabulary",
+            )
+        if study.student.untrained_top == "drop" and plan.trained_layers(setting.shape) == 0:
+            raise ConfigError(
+                f"arm {arm.name}: student.untrained_top = drop", rule="no layer of this student is trained whole",
+                remedy="add a layer, or keep the top",
+            )  # fmt: skip
         ledger = setting.ledger()
         first = [charge for meter in setting.analytic_meters(plan) for charge in meter.next_step(0)]
         owed = setting.upfront()
@@ -137,10 +167,10 @@ class Setting:
                 f"teacher {info.path} has {info.shape.vocab} embeddings", rule=f"the tokenizer has {self.vocab} entries",
                 remedy="use the tokenizer the teacher was trained with",
             )  # fmt: skip
-        if info.shape.vocab != self.vocab and any(self._compares_logits(arm) for arm in study.arms):
+        if study.teacher.trained_on == "disjoint" and info.provenance.get("corpus") == self.corpus.fingerprint:
             raise TeacherError(
-                f"teacher {info.path} has {info.shape.vocab} outputs", rule=f"the student has {self.vocab}: logits cannot be compared",
-                remedy="use objectives without logits, or a teacher with the same vocabulary",
+                f"teacher {info.path}", rule="trained_on says disjoint, but its record names this very corpus",
+                remedy="declare trained_on: same",
             )  # fmt: skip
         if info.shape.max_length < study.data.block_length:
             raise TeacherError(
@@ -148,12 +178,6 @@ class Setting:
                 remedy="lower data.block_length or choose another teacher",
             )  # fmt: skip
         return info
-
-    @staticmethod
-    def _compares_logits(arm: ArmSpec) -> bool:
-        from harness.objectives.base import parse
-
-        return any(term.name in ("soft_targets", "distilbert") for phase in parse(arm.objective) for term in phase.terms)
 
 
 def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[[str], None] | None = None) -> Setting:

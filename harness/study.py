@@ -149,7 +149,7 @@ class BatchSpec(Spec):
 class AccountingSpec(Spec):
     """Which accounts are charged to the budget; all of them are reported."""
 
-    charged: list[Account] = [Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE]
+    charged: list[Account] = sorted([Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE])
 
     @field_validator("charged")
     @classmethod
@@ -261,7 +261,7 @@ class StudySpec(Spec):
                     remedy="budget, data, evaluation and accounting are shared, or arms would not be comparable",
                 )
             _assign(tree, key, value)
-        return validate(tree, where=f"arm {arm.name}")
+        return _validated(tree, where=f"arm {arm.name}")
 
     def science(self) -> dict[str, Any]:
         """What two runs must share to be compared: all but the list of arms, seeds and evaluations."""
@@ -323,7 +323,14 @@ def load(
 
 
 def validate(tree: Any, *, where: str) -> StudySpec:
-    """Turn plain YAML into a StudySpec, reporting the first offending key by its dotted path."""
+    """Turn plain YAML into a StudySpec, every arm's own view included; the first offending key is named."""
+    spec = _validated(tree, where=where)
+    for arm in spec.arms:
+        spec.for_arm(arm)
+    return spec
+
+
+def _validated(tree: Any, *, where: str) -> StudySpec:
     if not isinstance(tree, dict):
         raise ConfigError(f"study {where}", rule="a study file is a mapping of keys", remedy="see harness/studies/quickstart.yaml")
     try:
@@ -337,9 +344,6 @@ def validate(tree: Any, *, where: str) -> StudySpec:
             message = "unknown key"
         raise ConfigError(f"{path}{given}", rule=message, remedy=f"correct it in {where}") from None
     _ = spec.limit  # an unreadable budget fails here
-    for arm in spec.arms:
-        if arm.differs:
-            spec.for_arm(arm)
     return spec
 
 

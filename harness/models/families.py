@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from harness.models.attention import QKV
@@ -39,7 +39,7 @@ class Family:
     body_name = "bert"
 
     def __init__(self, model: PreTrainedModel, shape: Shape) -> None:
-        self.model = model
+        self.model: Any = model  # every family has modules of its own; no common type knows them
         self.shape = shape
 
     @property
@@ -47,7 +47,7 @@ class Family:
         return getattr(self.model, self.body_name)
 
     @property
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> Any:
         return self.body.encoder.layer
 
     def context(self, hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor | None) -> Context:
@@ -64,7 +64,11 @@ class Family:
         """Q, K, V (B, A, T, d) of one layer without running the rest of it."""
         attention = self.self_attention(number)
         inputs = self.attention_input(number, hidden_BTH)
-        return tuple(self.split(project(inputs)) for project in (attention.query, attention.key, attention.value))
+        return (
+            self.split(attention.query(inputs)),
+            self.split(attention.key(inputs)),
+            self.split(attention.value(inputs)),
+        )
 
     def self_attention(self, number: int) -> Any:
         return self.layers[number - 1].attention.self
@@ -111,12 +115,13 @@ class DistilBert(Family):
     body_name = "distilbert"
 
     @property
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> Any:
         return self.body.transformer.layer
 
     def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> QKV:
         attention = self.layers[number - 1].attention
-        return tuple(self.split(project(hidden_BTH)) for project in (attention.q_lin, attention.k_lin, attention.v_lin))
+        query, key, value = attention.q_lin(hidden_BTH), attention.k_lin(hidden_BTH), attention.v_lin(hidden_BTH)
+        return self.split(query), self.split(key), self.split(value)
 
     def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         return self.model.vocab_layer_norm(self.model.activation(self.model.vocab_transform(hidden_NH)))
@@ -137,7 +142,7 @@ class ModernBert(Family):
     body_name = "model"
 
     @property
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> Any:
         return self.body.layers
 
     def context(self, hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor | None) -> Context:
@@ -193,39 +198,3 @@ _BY_TYPE: dict[str, type[Family]] = {
 def family_of(model: PreTrainedModel, shape: Shape) -> Family:
     """The walker for a model whose shape is known to be supported (see `harness.models.shapes.shape_of`)."""
     return _BY_TYPE[shape.family](model, shape)
-
-
-def config_of(family: str, *, layers: int, hidden: int, heads: int, intermediate: int, vocab: int, length: int,
-              init_std: float, dropout: float, special: dict[str, int]) -> PretrainedConfig:  # fmt: skip
-    """A transformers config for a model to be trained from random weights.
-
-    `special` gives pad, cls, sep and mask ids. Positions are exactly as many as a block has, and never
-    fewer than 16, so that fine-tuning tasks of ordinary length still fit.
-    """
-    from transformers import AutoConfig
-
-    common: dict[str, Any] = {
-        "vocab_size": vocab, "initializer_range": init_std, "pad_token_id": special["pad"],
-        "bos_token_id": special["cls"], "eos_token_id": special["sep"], "tie_word_embeddings": True,
-    }  # fmt: skip
-    if family == "distilbert":
-        return AutoConfig.for_model(
-            family, dim=hidden, n_layers=layers, n_heads=heads, hidden_dim=intermediate, max_position_embeddings=length,
-            dropout=dropout, attention_dropout=dropout, **common,
-        )  # fmt: skip
-    sizes = {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": intermediate,
-    }  # fmt: skip
-    if family == "modernbert":
-        return AutoConfig.for_model(
-            family, **sizes, max_position_embeddings=length, attention_dropout=dropout, embedding_dropout=dropout,
-            mlp_dropout=dropout, cls_token_id=special["cls"], sep_token_id=special["sep"], **common,
-        )  # fmt: skip
-    if family in ("roberta", "roberta-prelayernorm"):
-        length = length + special["pad"] + 1
-    if family == "electra":
-        common["embedding_size"] = hidden
-    return AutoConfig.for_model(
-        family, **sizes, max_position_embeddings=length, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
-        type_vocab_size=2 if family in ("bert", "electra") else 1, **common,
-    )  # fmt: skip

@@ -112,7 +112,9 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             rule=f"supported are {', '.join(FAMILIES)}",
             remedy="choose a model of those families",
         )
-    sizes = {size: int(config[_NAMES.get(family, {}).get(size, common)]) for size, common in _COMMON.items()}
+    sizes: dict[str, Any] = {
+        size: int(config[_NAMES.get(family, {}).get(size, common)]) for size, common in _COMMON.items()
+    }
     windows: tuple[int | None, ...] = ()
     if family == "modernbert":
         half = int(config["local_attention"]) // 2

@@ -26,7 +26,7 @@ MIN_POSITIONS = 128
 
 def student_config(spec: ModelSpec, *, vocab: int, special: Mapping[str, int], block_length: int) -> PretrainedConfig:
     """The transformers config of a student with `vocab` entries and the special ids pad, cls, sep, mask."""
-    from harness.models.families import config_of
+    from harness.models.configs import config_of
 
     std = spec.init_std
     if std == "auto":
@@ -75,14 +75,31 @@ def export(
     *,
     tokenizer: Any,
     card: Mapping[str, Any],
+    layers: int | None = None,
 ) -> None:
-    """Write a student as a Hugging Face folder: safetensors, config, tokenizer and what made it."""
+    """Write a student as a Hugging Face folder: safetensors, config, tokenizer and what made it.
+
+    With `layers`, the layers above are dropped.
+    """
     import json
 
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_config(copy.deepcopy(config))
     model.load_state_dict(dict(weights), strict=True)
+    if layers is not None:
+        drop_top(model, shape_of(config.to_dict()), layers)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "isobudget.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def drop_top(model: PreTrainedModel, shape: Shape, layers: int) -> None:
+    """Keep the first `layers` layers of a model, in its weights and in its config."""
+    from harness.models.families import family_of
+
+    del family_of(model, shape).layers[layers:]
+    model.config.num_hidden_layers = layers
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds is not None:
+        model.config.layer_types = kinds[:layers]

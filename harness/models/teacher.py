@@ -6,6 +6,7 @@ silently and decide a study. No code from a model folder is ever run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,9 +59,31 @@ def inspect(path: str) -> TeacherInfo:
         raise TeacherError(
             f"teacher {path}", rule=f"unusable config: {error}", remedy="choose a BERT-like teacher"
         ) from None
-    record = folder / "isobudget.json"
-    provenance = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return TeacherInfo(path=path, shape=shape, provenance=provenance)
+    return TeacherInfo(path=path, shape=shape, provenance=_provenance(folder, path))
+
+
+def _provenance(folder: Path, path: str) -> dict[str, Any]:
+    """What an exported student's card says of its making; empty for models from elsewhere."""
+    file = folder / "isobudget.json"
+    if not file.is_file():
+        return {}
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        float(card.get("training_flop") or 0)
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise TeacherError(
+            f"teacher {path}", rule="its isobudget.json is unreadable", remedy="restore the file, or remove it"
+        ) from None
+    return card
+
+
+def weights_fingerprint(path: str) -> str:
+    """SHA-256 over a teacher's safetensors, in the order of their names (16 hex digits)."""
+    digest = hashlib.sha256()
+    for file in sorted(resolve(path).glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def resolve(path: str) -> Path:
@@ -116,13 +139,17 @@ def _config(folder: Path, path: str) -> dict[str, Any]:
 class Teacher:
     """A frozen model that answers `Needs`; half precision where the hardware computes it."""
 
-    def __init__(self, info: TeacherInfo, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Load all weights, or raise TeacherError naming the missing ones."""
+    def __init__(self, info: TeacherInfo, *, device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> None:
+        """Load all weights, or raise TeacherError naming the missing ones.
+
+        A `dropout` above 0 leaves every dropout of the teacher on, as in the published code.
+        """
         import torch
         from transformers import AutoModelForMaskedLM
         from transformers.utils import logging
 
         from harness.models import attention
+        from harness.models.configs import dropout_settings
         from harness.models.families import family_of
 
         attention.register()
@@ -137,6 +164,7 @@ class Teacher:
                 local_files_only=True,
                 output_loading_info=True,
                 dtype=torch.float32,
+                **dropout_settings(info.shape.family, dropout),
             )
         except Exception as error:  # any failure to read someone's files is the teacher's, not ours
             raise TeacherError(
@@ -151,7 +179,7 @@ class Teacher:
                 f"teacher {info.path} lacks {len(bad)} weights, first {bad[0]}", rule="a teacher must be complete",
                 remedy="give the full masked-language-model checkpoint, head included",
             )  # fmt: skip
-        model.requires_grad_(False).eval()
+        model.requires_grad_(False).train(dropout > 0)
         self.info = info
         self.dtype = dtype
         self.family = family_of(model.to(device=device, dtype=dtype), info.shape)
@@ -164,6 +192,10 @@ class Teacher:
         layers = self.family.layers
         for index in range(deepest, len(layers)):
             layers[index] = torch.nn.Identity()
+        if needs.logits == "none":
+            for name, _ in list(self.family.model.named_children()):
+                if name != self.family.body_name:
+                    setattr(self.family.model, name, torch.nn.Identity())
 
     def __call__(self, batch: TrainingBatch, needs: Needs) -> Signals:
         """Signals without gradient history; nothing at all is computed when nothing is needed."""

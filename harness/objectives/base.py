@@ -238,6 +238,10 @@ class Plan(nn.Module):
         """True when some phase holds the student's logits against the teacher's: one vocabulary is needed."""
         return any(self.teacher_needs(phase).logits != "none" for phase in range(len(self.phases)))
 
+    def trained_layers(self, student: Shape) -> int:
+        """Layers that some phase trains whole; what lies above keeps its initial weights, wholly or in part."""
+        return max(self.student_needs(phase).full_layers(student) for phase in range(len(self.phases)))
+
     def paper_code(self) -> list[str]:
         """The options in which this plan follows the published code and not the definition, for the record."""
         found: dict[str, None] = {}

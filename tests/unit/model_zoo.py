@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from harness.models import attention
-from harness.models.families import config_of, family_of
+from harness.models.configs import config_of
+from harness.models.families import family_of
 from harness.models.shapes import FAMILIES, Shape, shape_of
 
 VOCAB = 53
