@@ -115,19 +115,18 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     try:
         Conductor(setting, directory, ranks, tell, command=command, resume=options.resume).run()
-    except Preempted as error:
         if ranks.is_main:
-            directory.status("interrupted", exit_code=error.exit_code, message=str(error))
-        raise
+            directory.status("done")
+            _show(directory.root, as_json=options.json)
     except BaseException as error:
         if ranks.is_main:
             code = error.exit_code if isinstance(error, IsoBudgetError) else 1
-            directory.status("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", exit_code=code, message=str(error))
+            asked_to_stop = isinstance(error, Preempted | KeyboardInterrupt)
+            directory.status("interrupted" if asked_to_stop else "failed", exit_code=code, message=str(error))
         raise
-    if ranks.is_main:
-        directory.status("done")
-        _show(directory.root, as_json=options.json)
-        directory.close()
+    finally:
+        if ranks.is_main:
+            directory.close()
     ranks.barrier()
     return 0
 

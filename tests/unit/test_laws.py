@@ -159,7 +159,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_ledger(
     def fail_late(self: Trial, batches: list, phase: int) -> dict:
         nonlocal calls
         calls += 1
-        if calls == 14:
+        if calls == 17:
             raise KeyboardInterrupt
         return step(self, batches, phase)
 
