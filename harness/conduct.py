@@ -39,7 +39,7 @@ from harness.trainee import VALIDATION, VALIDATION_NEEDS, Trainee, parameter_gro
 from harness.units import Unit, format_amount
 
 if TYPE_CHECKING:
-    from harness.objectives.base import Plan
+    from harness.objectives.composition import Plan
     from harness.setting import ArmSetting, Setting
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
@@ -306,7 +306,8 @@ class Conductor:
             "state": "done",
             "objective": arm.arm.model_dump(mode="json")["objective"],
             "phases": [
-                {"until": phase.until, "terms": [vars(term) for term in phase.terms]} for phase in trial.trainee.plan.phases
+                {"until": phase.until, "restart": phase.restart, "terms": [vars(term) for term in phase.terms]}
+                for phase in plan.phases
             ],
             "differs": arm.arm.differs,
             "paper_code": plan.paper_code(),

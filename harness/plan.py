@@ -15,7 +15,7 @@ from harness.budget import Account
 from harness.units import Unit, format_amount
 
 if TYPE_CHECKING:
-    from harness.objectives.base import Plan
+    from harness.objectives.composition import Plan
     from harness.setting import ArmSetting, Setting
 
 # Sequences of a calibration step: enough to run at speed, few enough to answer within seconds.

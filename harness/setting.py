@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from harness.data.corpus import Corpus
     from harness.meters.base import Meter
     from harness.models.teacher import TeacherInfo
-    from harness.objectives.base import Plan, StepSize
+    from harness.objectives.base import StepSize
+    from harness.objectives.composition import Plan
 
 
 @dataclass
@@ -36,7 +37,7 @@ class ArmSetting:
 
     def plan(self) -> Plan:
         """A fresh objective with its learned parts (randomly initialised from the global generator)."""
-        from harness.objectives.base import Plan
+        from harness.objectives.composition import Plan
 
         return Plan(self.arm.objective, student=self.shape, teacher=self.teacher.shape if self.teacher else None)
 
@@ -188,7 +189,7 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
     """
     from harness.data.corpus import prepare as prepare_corpus
     from harness.data.tokenizer import load_tokenizer, special_ids
-    from harness.objectives.base import parse
+    from harness.objectives.composition import parse
 
     if study.limit.unit not in (Unit.FLOP, Unit.TOKEN, Unit.GPU_SECOND):
         raise ConfigError(

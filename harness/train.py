@@ -113,7 +113,8 @@ class Trial:
                 price = self.ledger.price(expected)
                 middle = (self.ledger.spent + price / 2) / self.ledger.budget.limit
                 self.engine.set_learning_rate(
-                    learning_rate(self.schedule, self.peak_lr, min(1.0, middle)), active=self.groups.active[phase]
+                    learning_rate(self.schedule, self.peak_lr, self.trainee.plan.schedule_progress(min(1.0, middle))),
+                    active=self.groups.active[phase],
                 )
                 terms = self._step(next(batches), phase)
                 self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from harness.models.families import family_of
 from harness.models.shapes import Shape
-from harness.models.signals import Head, Needs, Signals, run
-from harness.objectives.base import Plan, TrainingBatch
+from harness.models.signals import Head, Needs, Signals, TrainingBatch, run
+from harness.objectives.composition import Plan
 
 if TYPE_CHECKING:
     from harness.study import OptimizerSpec

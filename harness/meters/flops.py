@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from harness.budget import Account, Charge
 from harness.models.shapes import Shape
-from harness.objectives.base import Plan, StepSize
+from harness.objectives.base import StepSize
+from harness.objectives.composition import Plan
 from harness.units import Unit
 
 BACKWARD_AND_FORWARD = 3

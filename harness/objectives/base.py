@@ -1,8 +1,8 @@
-"""What an objective is, and how studies name, weigh and schedule objectives.
+"""What an objective is, how objectives are found, and what their formulas share.
 
 An `Objective` declares which signals it needs from the student and from the teacher, returns named
-loss terms, and states the FLOPs its own products cost. A `Plan` is what an arm trains with: phases by
-fraction of the budget, each a weighted sum of objectives. From scratch is the plan that needs no teacher.
+loss terms, and states the FLOPs its own products cost. `harness.objectives.composition` weighs and
+schedules objectives.
 
 Every term is a sum divided by the batch's global mean count (masked positions, tokens or sequences),
 so accumulation and world size do not change it; sums accumulate in fp32 or better.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 import harness.objectives
@@ -89,7 +89,7 @@ def discover() -> dict[str, type[Objective]]:
     """Every objective, by name: each module of this package that defines one."""
     found: dict[str, type[Objective]] = {}
     for module in pkgutil.iter_modules(harness.objectives.__path__):
-        if module.name == "base":
+        if module.name in ("base", "composition"):
             continue
         for value in vars(importlib.import_module(f"harness.objectives.{module.name}")).values():
             if (
@@ -100,189 +100,6 @@ def discover() -> dict[str, type[Objective]]:
             ):
                 found[value.name] = value
     return found
-
-
-@dataclass(frozen=True)
-class Term:
-    """One objective and its weight, as the study writes it."""
-
-    name: str
-    weight: float
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Terms that apply until this fraction of the budget is spent."""
-
-    until: float
-    terms: tuple[Term, ...]
-
-
-def parse(spec: str | dict[str, Any]) -> list[Phase]:
-    """Read an arm's `objective`: a name, `{name: …, option: …}`, `{terms: […]}` or `{phases: […]}`.
-
-    Raises:
-        ConfigError: unknown objective or key, weights that sum to nothing, phases out of order.
-    """
-    if isinstance(spec, dict) and "phases" in spec:
-        items = spec["phases"]
-        if set(spec) != {"phases"} or not isinstance(items, list) or not items:
-            raise ConfigError(
-                f"objective {spec}", rule="phases is a list and stands alone", remedy="list {until, name} items"
-            )
-        phases: list[Phase] = []
-        for item in items:
-            item = dict(item)
-            until = item.pop("until", 1.0)
-            if not isinstance(until, int | float) or not (phases[-1].until if phases else 0) < until <= 1:
-                raise ConfigError(
-                    f"phase until = {until!r}", rule="ends rise within (0, 1]", remedy="for example 0.7, then 1.0"
-                )
-            phases.append(Phase(float(until), _terms(item)))
-        if phases[-1].until != 1.0:
-            raise ConfigError(
-                f"last phase until = {phases[-1].until}", rule="the last phase ends at 1.0", remedy="set until: 1.0"
-            )
-        return phases
-    return [Phase(1.0, _terms(spec))]
-
-
-def _terms(spec: str | dict[str, Any]) -> tuple[Term, ...]:
-    if isinstance(spec, dict) and "terms" in spec:
-        if set(spec) != {"terms"} or not isinstance(spec["terms"], list) or not spec["terms"]:
-            raise ConfigError(
-                f"objective {spec}", rule="terms is a list and stands alone", remedy="list {name, weight} items"
-            )
-        terms = tuple(_term(item) for item in spec["terms"])
-    else:
-        terms = (_term(spec),)
-    if not sum(term.weight for term in terms) > 0:
-        raise ConfigError(
-            f"objective {spec}", rule="the weights sum to nothing", remedy="give one term a positive weight"
-        )
-    names = [term.name for term in terms]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"objective {spec}", rule="an objective is listed twice", remedy="merge the two terms")
-    return terms
-
-
-def _term(spec: str | dict[str, Any]) -> Term:
-    options = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, dict) else {}
-    name = options.pop("name", None)
-    known = discover()
-    if name not in known:
-        raise ConfigError(
-            f"objective {name!r}", rule=f"known are {', '.join(sorted(known))}", remedy="choose one of those"
-        )
-    weight = options.pop("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise ConfigError(f"objective {name}: weight {weight!r}", rule="weights are numbers ≥ 0", remedy="give one")
-    return Term(name, float(weight), options)
-
-
-class Plan(nn.Module):
-    """The objectives of one arm, phase by phase, with their learned parts."""
-
-    def __init__(self, spec: str | dict[str, Any], *, student: Shape, teacher: Shape | None) -> None:
-        super().__init__()
-        self.phases = parse(spec)
-        known = discover()
-        self.parts = nn.ModuleList()
-        built: list[tuple[Term, Objective]] = []
-        for phase in self.phases:
-            part = nn.ModuleDict()
-            for term in phase.terms:
-                # A method that returns in a later phase keeps what its projections learned.
-                kept = [o for t, o in built if (t.name, t.options) == (term.name, term.options)]
-                objective = kept[0] if kept else _build(known[term.name], term, student, teacher)
-                built.append((term, objective))
-                part[term.name] = objective
-            self.parts.append(part)
-        for phase in range(len(self.phases)):
-            self.student_needs(phase).check(student, whose="student")
-            if teacher is not None:
-                self.teacher_needs(phase).check(teacher, whose="teacher")
-
-    def objectives(self, phase: int) -> list[tuple[float, Objective]]:
-        part = self.parts[phase]
-        return [(term.weight, part[term.name]) for term in self.phases[phase].terms]  # type: ignore[misc, index]
-
-    def phase_at(self, fraction: float) -> int:
-        """The phase a step belongs to that begins when this fraction of the budget is spent."""
-        return next((i for i, phase in enumerate(self.phases) if fraction < phase.until), len(self.phases) - 1)
-
-    def student_needs(self, phase: int) -> Needs:
-        needs = Needs()
-        for _, objective in self.objectives(phase):
-            needs |= objective.student_needs
-        return needs
-
-    def teacher_needs(self, phase: int) -> Needs:
-        needs = Needs()
-        for _, objective in self.objectives(phase):
-            needs |= objective.teacher_needs
-        return needs
-
-    @property
-    def needs_teacher(self) -> bool:
-        return any(self.teacher_needs(phase) for phase in range(len(self.phases)))
-
-    @property
-    def trains_head(self) -> bool:
-        """True when some phase trains the student's own MLM head."""
-        return any(self.student_needs(phase).logits != "none" for phase in range(len(self.phases)))
-
-    @property
-    def compares_logits(self) -> bool:
-        """True when some phase holds the student's logits against the teacher's: one vocabulary is needed."""
-        return any(self.teacher_needs(phase).logits != "none" for phase in range(len(self.phases)))
-
-    def trained_layers(self, student: Shape) -> int:
-        """Layers that some phase trains whole; what lies above keeps its initial weights, wholly or in part."""
-        return max(self.student_needs(phase).full_layers(student) for phase in range(len(self.phases)))
-
-    def paper_code(self) -> list[str]:
-        """The options in which this plan follows the published code and not the definition, for the record."""
-        found: dict[str, None] = {}
-        for phase in range(len(self.phases)):
-            for _, objective in self.objectives(phase):
-                for key, value in objective.paper_code.items():
-                    kind = type(objective).Options.model_fields[key]
-                    if getattr(objective.options, key) == value != kind.default:
-                        found[f"{objective.name}.{key} = {value}"] = None
-        return list(found)
-
-    def flops(self, phase: int, size: StepSize) -> int:
-        return sum(objective.flops(size) for _, objective in self.objectives(phase))
-
-    def forward(self, phase: int, student: Signals, teacher: Signals, batch: TrainingBatch) -> dict[str, torch.Tensor]:
-        """Named terms and their weighted sum under "total"."""
-        terms: dict[str, torch.Tensor] = {}
-        total: torch.Tensor | None = None
-        for weight, objective in self.objectives(phase):
-            for name, value in objective(student, teacher, batch).items():
-                terms[f"{objective.name}.{name}"] = value.detach()
-                total = weight * value if total is None else total + weight * value
-        assert total is not None
-        return {"total": total, **terms}
-
-
-def _build(kind: type[Objective], term: Term, student: Shape, teacher: Shape | None) -> Objective:
-    try:
-        options = kind.Options.model_validate(term.options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = (
-            "unknown option" if first["type"] == "extra_forbidden" else str(first["msg"]).removeprefix("Value error, ")
-        )
-        raise ConfigError(
-            f"objective {term.name}: {key} = {first.get('input')!r}",
-            rule=message,
-            remedy=f"options are {', '.join(kind.Options.model_fields) or 'none'}",
-        ) from None
-    return kind(options, student, teacher)
 
 
 # -- shared pieces -----------------------------------------------------------------------------------

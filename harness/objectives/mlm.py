@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 
 from harness.kernels.soft_cross_entropy.op import masked_cross_entropy
-from harness.models.signals import Needs, Signals
-from harness.objectives.base import Objective, TrainingBatch, head_at
+from harness.models.signals import Needs, Signals, TrainingBatch
+from harness.objectives.base import Objective, head_at
 
 
 class Mlm(Objective):

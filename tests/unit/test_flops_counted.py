@@ -14,7 +14,8 @@ from harness.budget import Account
 from harness.data.batch import Batch
 from harness.meters.flops import BACKWARD_AND_FORWARD, FlopMeter
 from harness.models.signals import Needs, run
-from harness.objectives.base import Plan, StepSize
+from harness.objectives.base import StepSize
+from harness.objectives.composition import Plan
 from harness.trainee import Trainee
 
 from . import model_zoo as zoo

@@ -11,7 +11,8 @@ from harness.meters.flops import BACKWARD_AND_FORWARD, FlopMeter
 from harness.models.shapes import Shape
 from harness.models.signals import Needs
 from harness.models.student import student_shape
-from harness.objectives.base import Plan, StepSize
+from harness.objectives.base import StepSize
+from harness.objectives.composition import Plan
 from harness.study import MaskingSpec, ModelSpec
 
 SEQUENCES, LENGTH = 256, 128

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.models.signals import Needs, run
-from harness.objectives.base import Plan
+from harness.objectives.composition import Plan
 from harness.study import OptimizerSpec
 from harness.trainee import Trainee, parameter_groups, tiny_batch
 

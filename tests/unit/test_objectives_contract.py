@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.data.batch import Batch
 from harness.errors import ConfigError
 from harness.models.signals import Signals
-from harness.objectives.base import Plan, StepSize, discover
+from harness.objectives.base import StepSize, discover
+from harness.objectives.composition import Plan
 
 from .objective_cases import (
     STUDENT,
