@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backend import on_device
-from ..tiles import LOG2E, MASKED
+from ..tiles import FUSED, LOG2E, MASKED
 from .head import Mixture, Problem, Teacher, declared_mixtures
 from .reference import check_head, check_teacher, check_temperature
 
@@ -127,7 +127,7 @@ def chunk_losses(
             # d(T²·KL)/dz = T·(q − p): the temperature's own chain rule takes one of the two factors.
             kl_a * temperature, ce_a, kl_b * temperature, ce_b,
             BLOCK=4096, SOFT=teacher is not None, HARD=labels is not None, WARM=temperature != 1,
-            SLOPES=len(mixtures), num_warps=8,
+            SLOPES=len(mixtures), num_warps=8, **FUSED,
         )  # fmt: skip
     return kl.sum(), ce.sum(), slopes
 
