@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from harness import checkpoint
-from harness.budget import Account, Ledger
+from harness.budget import Account, Charge, Ledger
 from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
 from harness.engine import Engine
@@ -229,17 +229,23 @@ class Trial:
         """Continue from the newest intact checkpoint; False when there is none to continue from."""
         found = self.ranks.share(checkpoint.newest(self.directory / "checkpoints") if self.ranks.is_main else None)
         if found is None:
+            # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
+            self._post_lost(self.ledger.restore(self.ledger.state()))
             return False
         folder, state = found
         self.engine.load(folder)
         torch.set_rng_state(torch.load(folder / f"rng-{self.ranks.rank}.pt", weights_only=True))
-        # Only rank 0 keeps the file that knows what was lost; all ranks post it, so ledgers stay equal.
-        lost = self.ranks.share(self.ledger.restore(state["ledger"]))
+        lost = self.ledger.restore(state["ledger"])
         self.progress = Progress(**state["progress"])
-        if lost:
-            self.ledger.post(lost, step=self.progress.step)
+        self._post_lost(lost)
         metrics = self.directory / "metrics.jsonl"
         if self.ranks.is_main and metrics.exists():
             rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             metrics.write_text("".join(rows[: self.progress.metric_rows]), encoding="utf-8")
         return True
+
+    def _post_lost(self, lost: list[Charge]) -> None:
+        """Only rank 0 keeps the file that knows what was lost; all ranks post it, so their ledgers stay equal."""
+        lost = self.ranks.share(lost)
+        if lost:
+            self.ledger.post(lost, step=self.progress.step)

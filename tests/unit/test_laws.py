@@ -205,3 +205,26 @@ def test_the_report_is_rebuilt_from_the_directory(finished: Path, tmp_path: Path
     for arm in report["arms"]:
         assert {"name", "seed", "steps", "tokens", "unique_tokens", "charged", "seconds", "accounts", "scores"} <= set(arm)
     assert (out / "report.html").stat().st_size < 2_000_000
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_what_was_lost(
+    finished: Path, tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.train import Trial
+
+    out, step = tmp_path / "run", Trial._step
+    calls = iter(range(100))
+
+    def fail_early(self: Trial, batches: list, phase: int) -> dict:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, batches, phase)
+
+    monkeypatch.setattr(Trial, "_step", fail_early)
+    run(tiny, out, "--arms", "no_kd", code=130)
+    monkeypatch.setattr(Trial, "_step", step)
+    run(tiny, out, "--arms", "no_kd", "--resume")
+    mine, theirs = record(out, "no_kd"), record(finished, "no_kd")
+    assert mine["accounts"].pop("LOST")["flop"] == 3 * mine["step_price"]
+    assert same(weights(out, "no_kd"), weights(finished, "no_kd"))
+    assert mine["charged"] == theirs["charged"]
