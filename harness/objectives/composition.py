@@ -51,6 +51,10 @@ def parse(spec: str | dict[str, Any]) -> list[Phase]:
             )
         phases: list[Phase] = []
         for item in items:
+            if not isinstance(item, dict):
+                raise ConfigError(
+                    f"phase {item!r}", rule="a phase is a mapping", remedy="for example {until: 0.7, name: mlm}"
+                )
             item = dict(item)
             until = item.pop("until", 1.0)
             if not isinstance(until, int | float) or not (phases[-1].until if phases else 0) < until <= 1:

@@ -133,19 +133,21 @@ def make_batch(case: Case, generator: torch.Generator) -> Batch:
     )
 
 
-def make_signals(of: Shape, needs: Needs, batch: Batch, generator: torch.Generator, *, scale: float = 1.0) -> Signals:
+def make_signals(of: Shape, needs: Needs, batch: Batch, *, seed: int, scale: float = 1.0) -> Signals:
+    """Noise of its own for every signal: a layer holds the same numbers whatever else is asked for."""
     count, length = batch.input_ids_BT.shape
 
-    def noise(*size: int) -> Tensor:
+    def noise(kind: int, number: int, *size: int) -> Tensor:
+        generator = torch.Generator().manual_seed(10_000 * seed + 100 * kind + number)
         return torch.randn(*size, generator=generator, dtype=torch.float64) * scale
 
-    signals = Signals({n: noise(count, length, of.hidden) for n in sorted(needs.states)})
+    signals = Signals({n: noise(1, n, count, length, of.hidden) for n in sorted(needs.states)})
     for n in sorted(needs.qkv):
-        signals.qkv[n] = tuple(noise(count, of.heads, length, of.head_dim) for _ in range(3))  # type: ignore[assignment]
+        signals.qkv[n] = tuple(noise(kind, n, count, of.heads, length, of.head_dim) for kind in (2, 3, 4))  # type: ignore[assignment]
     if needs.logits != "none":
         rows = int(batch.masked_count if needs.logits == "masked" else batch.token_count)
-        weight = noise(of.vocab, of.embedding) / of.embedding**0.5
-        signals.head = Head(noise(rows, of.embedding), weight, noise(of.vocab), needs.logits)
+        weight = noise(5, 0, of.vocab, of.embedding) / of.embedding**0.5
+        signals.head = Head(noise(6, 0, rows, of.embedding), weight, noise(7, 0, of.vocab), needs.logits)
     return signals
 
 
@@ -158,8 +160,8 @@ def make(
         torch.manual_seed(seed)
         objective = case.objective().to(dtype)
     batch = make_batch(case, generator)
-    student = make_signals(case.student, objective.student_needs, batch, generator, scale=scale)
-    teacher = make_signals(case.teacher, objective.teacher_needs, batch, generator, scale=scale)
+    student = make_signals(case.student, objective.student_needs, batch, seed=2 * seed, scale=scale)
+    teacher = make_signals(case.teacher, objective.teacher_needs, batch, seed=2 * seed + 1, scale=scale)
     target = teacher_dtype or dtype
     return World(
         objective, map_signals(student, lambda t: t.to(dtype).requires_grad_()), map_signals(teacher, lambda t: t.to(target)), batch

@@ -82,17 +82,23 @@ def soft_targets(objective: Objective, student: Signals, teacher: Signals, batch
 
 
 def distilbert(objective: Objective, student: Signals, teacher: Signals, batch: Any) -> Tensor:
-    assert student.head is not None
-    assert teacher.head is not None
     options: Any = objective.options
-    soft, hard = soft_and_hard(student.head, teacher.head, batch, options.temperature)
-    mine, theirs = (s.states[max(s.states)] for s in (student, teacher))
-    cosine = torch.zeros((), dtype=torch.float64)
-    for b, n in enumerate(real_lengths(batch)):
-        for t in range(n):
-            a, c = mine[b, t], theirs[b, t]
-            cosine = cosine + 1 - (a @ c) / (a.square().sum().sqrt() * c.square().sum().sqrt())
-    return options.soft * soft + options.mlm * hard + options.cosine * cosine / batch.token_count
+    loss = torch.zeros((), dtype=torch.float64)
+    if options.soft:
+        assert student.head is not None
+        assert teacher.head is not None
+        soft, hard = soft_and_hard(student.head, teacher.head, batch, options.temperature)
+        loss = loss + options.soft * soft + options.mlm * hard
+    elif options.mlm:
+        loss = loss + options.mlm * mlm(objective, student, teacher, batch)
+    if options.cosine:
+        mine, theirs = (s.states[max(s.states)] for s in (student, teacher))
+        for b, n in enumerate(real_lengths(batch)):
+            for t in range(n):
+                a, c = mine[b, t], theirs[b, t]
+                cosine = (a @ c) / (a.square().sum().sqrt() * c.square().sum().sqrt())
+                loss = loss + options.cosine * (1 - cosine) / batch.token_count
+    return loss
 
 
 def scores(q: Tensor, k: Tensor) -> Tensor:
