@@ -21,7 +21,9 @@ MANIFEST = "manifest.json"
 _PREFIX = "step-"
 
 
-def save(root: Path, *, step: int, state: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int = 2) -> None:
+def save(
+    root: Path, *, step: int, state: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int = 2
+) -> None:
     """Publish one checkpoint; every rank calls this and writes its share through `write(folder)`.
 
     Args:
@@ -84,7 +86,9 @@ def newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
             return folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))
         reasons.append(f"{folder.name}: {reason}")
     if reasons:
-        raise CheckpointError("; ".join(reasons), rule="no checkpoint is intact", remedy="restore one, or remove the run and start again")
+        raise CheckpointError(
+            "; ".join(reasons), rule="no checkpoint is intact", remedy="restore one, or remove the run and start again"
+        )
     return None
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.ds_config import DsConfig
     from harness.study import StudySpec
 
-COMMANDS = ("run", "plan", "report", "doctor")
+COMMANDS = ("run", "plan", "report", "bench", "doctor")
 DESCRIPTION = "At the same cost, which student is better: pretrained from scratch, or distilled?"
 
 
@@ -28,12 +28,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="isobudget", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--study", default="quickstart", metavar="NAME|FILE.yaml", help="a study that ships with the harness, or a file")
-    shared.add_argument("--ds_config", "--deepspeed_config", metavar="FILE", help="DeepSpeed JSON: ZeRO stage, precision, micro-batch")
+    shared.add_argument(
+        "--study", default="quickstart", metavar="NAME|FILE.yaml", help="a study that ships with the harness, or a file"
+    )
+    shared.add_argument(
+        "--ds_config", "--deepspeed_config", metavar="FILE", help="DeepSpeed JSON: ZeRO stage, precision, micro-batch"
+    )
     shared.add_argument("--arms", metavar="A,B", help="only these arms")
     shared.add_argument("--seeds", metavar="1,2", help="these seeds instead of the study's")
     shared.add_argument("--budget", metavar='"3e15 flop"', help="flop, tokens or gpu-hours; cuts every arm")
-    shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="change one key of the study")
+    shared.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="change one key of the study",
+    )
     shared.add_argument("--json", action="store_true", help="print one JSON object")
     _launcher(shared)
 
@@ -45,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("directory", metavar="DIR")
     report.add_argument("--json", action="store_true", help="print one JSON object")
     _launcher(report)
+    bench = commands.add_parser(
+        "bench", parents=[shared], help="time a step of every arm, and the engine against bare PyTorch"
+    )
+    bench.add_argument("--steps", type=int, default=20, metavar="N", help="timed steps of each arm (default 20)")
     doctor = commands.add_parser("doctor", help="what this machine offers, and what to do about the rest")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     _launcher(doctor)
@@ -73,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     options = parse(given)
     try:
-        return {"run": run, "plan": plan, "report": report, "doctor": doctor}[options.command](options, given)
+        return {"run": run, "plan": plan, "report": report, "bench": bench, "doctor": doctor}[options.command](
+            options, given
+        )
     except IsoBudgetError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"isobudget: {type(error).__name__}: {error}", file=sys.stderr)
@@ -94,7 +111,9 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     from harness.engine import connect
 
     if options.resume and not options.out:
-        raise ConfigError("--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR")
+        raise ConfigError(
+            "--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR"
+        )
     ranks = connect()
     from harness.conduct import Conductor, guarded
     from harness.progress import reporter
@@ -153,6 +172,29 @@ def report(options: argparse.Namespace, given: list[str]) -> int:
     return 0
 
 
+def bench(options: argparse.Namespace, given: list[str]) -> int:
+    study, ds_config = _inputs(options)
+    if options.steps < 1:
+        raise ConfigError(
+            f"--steps {options.steps}", rule="at least one step is timed", remedy="for example --steps 20"
+        )
+    from harness.engine import connect
+
+    ranks = connect()
+    from harness.bench import measure, show
+    from harness.conduct import Conductor
+    from harness.progress import Silent
+    from harness.rundir import RunDirectory
+    from harness.setting import prepare
+
+    setting = prepare(study, ds_config or _default_engine(), world=ranks.world)
+    table = measure(Conductor(setting, RunDirectory(Path(".")), ranks, Silent()), steps=options.steps)
+    if ranks.is_main:
+        _print_json(table) if options.json else show(table)
+    ranks.barrier()
+    return 0
+
+
 def doctor(options: argparse.Namespace, given: list[str]) -> int:
     from harness.doctor import diagnose, print_findings, to_json
 
@@ -179,7 +221,9 @@ def _inputs(options: argparse.Namespace) -> tuple[StudySpec, DsConfig | None]:
         try:
             seeds = [int(s) for s in options.seeds.split(",")]
         except ValueError:
-            raise ConfigError(f"--seeds {options.seeds}", rule="seeds are whole numbers", remedy="for example --seeds 1,2,3") from None
+            raise ConfigError(
+                f"--seeds {options.seeds}", rule="seeds are whole numbers", remedy="for example --seeds 1,2,3"
+            ) from None
     arms = [a.strip() for a in options.arms.split(",")] if options.arms is not None else None
     study = load(options.study, arms=arms, seeds=seeds, budget=options.budget, assignments=options.assignments)
     return study, ds_config.read(options.ds_config) if options.ds_config else None

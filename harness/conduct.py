@@ -120,7 +120,9 @@ class Conductor:
             if path not in teachers:
                 model = Teacher(arm.teacher, device=device, dtype=torch.float32).family.model
                 teachers[path] = Subject(model, device=device)
-            batches = evaluation_batches(corpus, "validation", blocks=blocks, batch=VALIDATION_BATCH, masking=study.data.masking)
+            batches = evaluation_batches(
+                corpus, "validation", blocks=blocks, batch=VALIDATION_BATCH, masking=study.data.masking
+            )
             found[arm.arm.name, seed] = vouch(
                 teachers[path], Subject(arm.student(seed=seed), device=device), batches,
                 name=path, allow_worse=arm.study.teacher.allow_worse,
@@ -160,7 +162,9 @@ class Conductor:
             trial.run()
         finally:
             self.tell.end()
-        trial.ledger.post([Charge(Account.STARTUP, startup * self.ranks.world, Unit.GPU_SECOND, "measured")], step=trial.progress.step)
+        trial.ledger.post(
+            [Charge(Account.STARTUP, startup * self.ranks.world, Unit.GPU_SECOND, "measured")], step=trial.progress.step
+        )
         weights = trial.engine.weights(trial.trainee.student)
         if self.ranks.is_main:
             record = self.record(arm, seed, trial, voucher)
@@ -256,7 +260,11 @@ class Conductor:
             for batch in mine:
                 batch = batch.to(trial.engine.device)
                 terms = trial.engine.evaluate(batch, Signals(), VALIDATION)
-                sums = [sums[0] + terms["loss"].item(), sums[1] + terms["hits"].item(), sums[2] + batch.labels_N.numel()]
+                sums = [
+                    sums[0] + terms["loss"].item(),
+                    sums[1] + terms["hits"].item(),
+                    sums[2] + batch.labels_N.numel(),
+                ]
                 size = batch.input_ids_BT.shape
                 flop += VALIDATION_NEEDS.forward_flops(
                     trial.trainee.shape, sequences=size[0], length=size[1], masked=batch.labels_N.numel()
@@ -330,7 +338,9 @@ class Conductor:
             "head_trained": trial.trainee.plan.trains_head,
             "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
             "objective_parameters": sum(p.numel() for p in plan.parameters()),
-            "untrained_parameters": [n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")],
+            "untrained_parameters": [
+                n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")
+            ],
             "micro_batch": trial.engine.micro_batch,
             "accumulation": trial.engine.accumulation,
         }
@@ -344,7 +354,9 @@ def departures(arm: ArmSetting, plan: Plan, kept: int, voucher: Voucher | None) 
     if plan.needs_teacher and arm.study.teacher is not None and arm.study.teacher.dropout:
         found.append(f"its teacher runs with dropout {arm.study.teacher.dropout:g}, as in the published code")
     if kept < arm.shape.layers:
-        found.append(f"the exported student has {kept} of {arm.shape.layers} layers: the others were never trained whole")
+        found.append(
+            f"the exported student has {kept} of {arm.shape.layers} layers: the others were never trained whole"
+        )
     if voucher is not None and voucher.worse:
         found.append(
             f"its teacher is worse than the untrained student (MLM loss {voucher.teacher_loss:.3f} against "
@@ -382,5 +394,3 @@ def guarded(ranks: Ranks, action: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return value
-
-

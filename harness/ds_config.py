@@ -67,7 +67,9 @@ class DsConfig:
             return max(n for n in range(1, min(per_rank, AUTO_MICRO_BATCH) + 1) if per_rank % n == 0)
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
             raise ConfigError(
-                f"train_micro_batch_size_per_gpu = {wanted!r}", rule='it is a positive integer or "auto"', remedy=f"edit {where}"
+                f"train_micro_batch_size_per_gpu = {wanted!r}",
+                rule='it is a positive integer or "auto"',
+                remedy=f"edit {where}",
             )
         if per_rank % wanted:
             accumulation = max(1, round(per_rank / wanted))
@@ -117,26 +119,40 @@ def read(path: str) -> DsConfig:
         raise ConfigError(f"ds_config {path}", rule=f"unreadable: {error}", remedy="give a JSON file") from None
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"ds_config {path} line {error.lineno} column {error.colno}", rule=f"malformed JSON: {error.msg}", remedy="correct the file"
+            f"ds_config {path} line {error.lineno} column {error.colno}",
+            rule=f"malformed JSON: {error.msg}",
+            remedy="correct the file",
         ) from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"ds_config {path}", rule="a ds_config is a JSON object", remedy="see ds_configs/ for examples")
+        raise ConfigError(
+            f"ds_config {path}", rule="a ds_config is a JSON object", remedy="see ds_configs/ for examples"
+        )
     for key in tree:
         if key in OWNED_BY_STUDY:
             raise ConfigError(
-                f"{key} in {path}", rule=f"the study owns it as {OWNED_BY_STUDY[key]}", remedy=f"remove it from {path} and set it in the study"
+                f"{key} in {path}",
+                rule=f"the study owns it as {OWNED_BY_STUDY[key]}",
+                remedy=f"remove it from {path} and set it in the study",
             )
         if key not in ENGINE_KEYS:
-            raise ConfigError(f"{key} in {path}", rule="unknown key", remedy="DeepSpeed would ignore it silently; remove or correct it")
+            raise ConfigError(
+                f"{key} in {path}",
+                rule="unknown key",
+                remedy="DeepSpeed would ignore it silently; remove or correct it",
+            )
     for key in ("zero_optimization", "bf16", "fp16", "torch_autocast"):
         if not isinstance(tree.get(key, {}), dict):
             raise ConfigError(f"{key} in {path}", rule="it is an object", remedy="see ds_configs/ for examples")
     stage = tree.get("zero_optimization", {}).get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise ConfigError(f"zero_optimization.stage = {stage!r} in {path}", rule="ZeRO has stages 0, 1, 2 and 3", remedy="choose one")
+        raise ConfigError(
+            f"zero_optimization.stage = {stage!r} in {path}", rule="ZeRO has stages 0, 1, 2 and 3", remedy="choose one"
+        )
     enabled = [key for key in ("bf16", "fp16", "torch_autocast") if tree.get(key, {}).get("enabled")]
     if len(enabled) > 1:
-        raise ConfigError(f"{' and '.join(enabled)} in {path}", rule="one precision at a time", remedy="enable only one")
+        raise ConfigError(
+            f"{' and '.join(enabled)} in {path}", rule="one precision at a time", remedy="enable only one"
+        )
     micro = tree.get("train_micro_batch_size_per_gpu", "auto")
     config = DsConfig(tree, path=path)
     config.micro_batch(sequences=micro if isinstance(micro, int) and micro > 0 else 1, world=1)  # checks its type

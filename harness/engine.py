@@ -65,7 +65,9 @@ def connect(*, timeout_s: float = 1800.0) -> Ranks:
     backend = "nccl" if has_cuda() else "gloo"
     if has_cuda():
         torch.cuda.set_device(ranks.local_rank)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s))
+    deepspeed.init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s)
+    )
     # Not at the end of a study: DeepSpeed keeps references to the group, and a process may run several studies.
     atexit.register(_leave)
     if ranks.world > 1:
@@ -199,7 +201,9 @@ class Engine:
         """
         loaded, _ = self._ds.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False)
         if loaded is None:
-            raise CheckpointError(f"checkpoint {folder.name}", rule="the engine found no state in it", remedy="use an older one")
+            raise CheckpointError(
+                f"checkpoint {folder.name}", rule="the engine found no state in it", remedy="use an older one"
+            )
 
     def close(self) -> None:
         self._ds.destroy()

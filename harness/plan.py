@@ -85,7 +85,9 @@ def estimate(setting: Setting) -> dict[str, Any]:
                 {
                     "until": plan.phases[part.phase].until,
                     "steps": part.steps,
-                    "step_cost": {c.account.value: {"flop": c.amount} for c in costs[part.phase] if c.unit is Unit.FLOP},
+                    "step_cost": {
+                        c.account.value: {"flop": c.amount} for c in costs[part.phase] if c.unit is Unit.FLOP
+                    },
                 }
                 for part in parts
             ]
@@ -149,7 +151,9 @@ def _batch(size: Any, vocab: int) -> Any:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (size.sequences, size.length), generator=generator)
     positions = torch.randperm(size.tokens, generator=generator)[: size.masked].sort().values
-    return Batch(ids, positions, ids.flatten()[positions], float(size.masked), float(size.tokens), float(size.sequences))
+    return Batch(
+        ids, positions, ids.flatten()[positions], float(size.masked), float(size.tokens), float(size.sequences)
+    )
 
 
 def _random_teacher(arm: ArmSetting) -> Any:
@@ -197,17 +201,34 @@ def show(table: dict[str, Any]) -> None:
 
     unit = Unit(table["budget"]["unit"])
     console = Console()
-    view = Table(title=f"{table['study']}: {format_amount(table['budget']['limit'], unit)} for every arm", title_justify="left")
-    for heading in ("arm", "student step", "teacher forward", "objective", "steps", "tokens", "epochs", "time per seed"):
+    view = Table(
+        title=f"{table['study']}: {format_amount(table['budget']['limit'], unit)} for every arm", title_justify="left"
+    )
+    for heading in (
+        "arm",
+        "student step",
+        "teacher forward",
+        "objective",
+        "steps",
+        "tokens",
+        "epochs",
+        "time per seed",
+    ):
         view.add_column(heading, justify="left" if heading == "arm" else "right")
     for row in table["arms"]:
-        costs = [row["step_cost"].get(a.value, {}).get("flop", 0) for a in (Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE)]
+        costs = [
+            row["step_cost"].get(a.value, {}).get("flop", 0)
+            for a in (Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE)
+        ]
         view.add_row(
             row["name"], *(format_amount(c, Unit.FLOP) if c else "–" for c in costs), f"{row['steps']:,}",
             format_amount(row["tokens"], Unit.TOKEN), f"{row['epochs']:.2f}", _duration(row["seconds"]),
         )  # fmt: skip
     console.print(view)
-    console.print(f"all {len(table['seeds'])} seeds with evaluation: about {_duration(table['seconds'])} on this machine", highlight=False)
+    console.print(
+        f"all {len(table['seeds'])} seeds with evaluation: about {_duration(table['seconds'])} on this machine",
+        highlight=False,
+    )
     for note in table["notes"]:
         console.print(f"note: {note}", highlight=False, markup=False)
 

@@ -57,10 +57,14 @@ class RunDirectory:
             self._lock.acquire()
         except Timeout:
             raise ConfigError(
-                f"output directory {self.root}", rule="another run is using it", remedy="wait for it, or choose another --out"
+                f"output directory {self.root}",
+                rule="another run is using it",
+                remedy="wait for it, or choose another --out",
             ) from None
         except OSError as error:
-            raise ConfigError(f"output directory {self.root}", rule=f"not writable ({error.strerror})", remedy="choose another --out") from None
+            raise ConfigError(
+                f"output directory {self.root}", rule=f"not writable ({error.strerror})", remedy="choose another --out"
+            ) from None
         file = self.root / STUDY
         if not file.exists():
             foreign = sorted(p.name for p in self.root.iterdir() if p.name != ".lock")
@@ -72,7 +76,9 @@ class RunDirectory:
                 )  # fmt: skip
             if resume:
                 self.close()
-                raise ConfigError(f"--resume {self.root}", rule="there is no run to resume", remedy="leave out --resume")
+                raise ConfigError(
+                    f"--resume {self.root}", rule="there is no run to resume", remedy="leave out --resume"
+                )
             merged = study
         else:
             try:
@@ -103,7 +109,9 @@ class RunDirectory:
         for arm in new.arms:
             if arms.setdefault(arm.name, arm) != arm:
                 raise ConfigError(
-                    f"arm {arm.name} differs from the one in {self.root}", rule="an arm keeps its definition", remedy="give it another name"
+                    f"arm {arm.name} differs from the one in {self.root}",
+                    rule="an arm keeps its definition",
+                    remedy="give it another name",
                 )
         return new.model_copy(
             update={
@@ -125,7 +133,9 @@ class RunDirectory:
 
     def status(self, state: str, *, exit_code: int = 0, message: str = "") -> None:
         """Say how the run stands: running, done, interrupted or failed."""
-        write_json(self.root / STATUS, {"state": state, "exit_code": exit_code, "message": message, "time": time.time()})
+        write_json(
+            self.root / STATUS, {"state": state, "exit_code": exit_code, "message": message, "time": time.time()}
+        )
 
 
 def load_study(root: Path) -> StudySpec:

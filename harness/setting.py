@@ -112,7 +112,9 @@ class Setting:
         from harness.objectives.base import StepSize
 
         study = self.study.for_arm(arm)
-        config = student_config(study.student, vocab=self.vocab, special=self.special, block_length=study.data.block_length)
+        config = student_config(
+            study.student, vocab=self.vocab, special=self.special, block_length=study.data.block_length
+        )
         length = study.data.block_length
         masked = study.batch.sequences * study.data.masking.count(length)
         setting = ArmSetting(
@@ -121,7 +123,9 @@ class Setting:
         )  # fmt: skip
         self.ds_config.micro_batch(sequences=study.batch.sequences, world=self.world)
         plan = setting.plan()
-        initial_layers = chosen_layers(study.student.init_from_teacher, setting.shape, setting.teacher and setting.teacher.shape)
+        initial_layers = chosen_layers(
+            study.student.init_from_teacher, setting.shape, setting.teacher and setting.teacher.shape
+        )
         if not plan.needs_teacher and not initial_layers:
             setting.teacher = None
         if plan.compares_logits and setting.teacher is not None and setting.teacher.shape.vocab != self.vocab:
@@ -158,10 +162,14 @@ class Setting:
         try:
             _, fingerprint = load_tokenizer(str(resolve(study.teacher.path)))
         except DataError as error:
-            raise TeacherError(f"teacher {info.path}", rule=f"no usable tokenizer beside it: {error}", remedy="give a complete folder") from None
+            raise TeacherError(
+                f"teacher {info.path}", rule=f"no usable tokenizer beside it: {error}", remedy="give a complete folder"
+            ) from None
         if fingerprint != self.tokenizer_fingerprint:
             raise TeacherError(
-                f"teacher {info.path}", rule=f"its tokenizer is not {study.data.tokenizer}'s", remedy="set data.tokenizer to the teacher's"
+                f"teacher {info.path}",
+                rule=f"its tokenizer is not {study.data.tokenizer}'s",
+                remedy="set data.tokenizer to the teacher's",
             )
         if info.shape.vocab < self.vocab:
             raise TeacherError(
@@ -193,7 +201,9 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
 
     if study.limit.unit not in (Unit.FLOP, Unit.TOKEN, Unit.GPU_SECOND):
         raise ConfigError(
-            f"budget {study.budget!r}", rule=f"nothing here cuts arms in {study.limit.unit}s", remedy="use flop, tokens or gpu-hours"
+            f"budget {study.budget!r}",
+            rule=f"nothing here cuts arms in {study.limit.unit}s",
+            remedy="use flop, tokens or gpu-hours",
         )
     for arm in study.arms:
         parse(arm.objective)

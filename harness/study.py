@@ -206,7 +206,9 @@ class ArmSpec(Spec):
     def _undeclared(cls, tree: Any) -> Any:
         shared = sorted(set(tree) & set(MAY_DIFFER)) if isinstance(tree, dict) else []
         if shared:
-            raise ValueError(f"{shared[0]} is shared by all arms; declare a departure as differs: {{{shared[0]}.<key>: <value>}}")
+            raise ValueError(
+                f"{shared[0]} is shared by all arms; declare a departure as differs: {{{shared[0]}.<key>: <value>}}"
+            )
         return tree
 
 
@@ -313,10 +315,16 @@ def load(
         known = {arm.name: arm for arm in spec.arms}
         for name in arms:
             if name not in known:
-                raise ConfigError(f"arm {name!r}", rule=f"{study} has the arms {', '.join(known)}", remedy="pick from those")
+                raise ConfigError(
+                    f"arm {name!r}", rule=f"{study} has the arms {', '.join(known)}", remedy="pick from those"
+                )
         baseline = spec.baseline if spec.baseline in arms else None
         spec = validate(
-            {**spec.model_dump(mode="json"), "arms": [known[n].model_dump(mode="json") for n in arms], "baseline": baseline},
+            {
+                **spec.model_dump(mode="json"),
+                "arms": [known[n].model_dump(mode="json") for n in arms],
+                "baseline": baseline,
+            },
             where=study,
         )
     return spec
@@ -332,7 +340,9 @@ def validate(tree: Any, *, where: str) -> StudySpec:
 
 def _validated(tree: Any, *, where: str) -> StudySpec:
     if not isinstance(tree, dict):
-        raise ConfigError(f"study {where}", rule="a study file is a mapping of keys", remedy="see harness/studies/quickstart.yaml")
+        raise ConfigError(
+            f"study {where}", rule="a study file is a mapping of keys", remedy="see harness/studies/quickstart.yaml"
+        )
     try:
         spec = StudySpec.model_validate(tree)
     except ValidationError as error:
@@ -355,7 +365,9 @@ def _read(study: str) -> Any:
     else:
         path = STUDIES / f"{study}.yaml"
         if study not in names():
-            raise ConfigError(f"study {study!r}", rule="unknown study", remedy=f"known are {', '.join(names())}, or a path to a .yaml")
+            raise ConfigError(
+                f"study {study!r}", rule="unknown study", remedy=f"known are {', '.join(names())}, or a path to a .yaml"
+            )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -127,7 +127,9 @@ class Trial:
                     now = time.monotonic()
                     self.progress.seconds = now - started
                     done = self.progress.step - tokens_before
-                    self._log(loss_sum.item() / loss_count, terms, done * self.stream.tokens_per_step / (now - logged_at))
+                    self._log(
+                        loss_sum.item() / loss_count, terms, done * self.stream.tokens_per_step / (now - logged_at)
+                    )
                     loss_sum.zero_()
                     loss_count, last_logged = 0, fraction
                     logged_at, tokens_before = now, self.progress.step
@@ -135,7 +137,8 @@ class Trial:
                 if self.ranks.add([float(self.stop_requested())])[0]:
                     self._save()
                     raise Preempted(
-                        f"stopped by a signal at step {self.progress.step}", remedy="run again with --resume to continue"
+                        f"stopped by a signal at step {self.progress.step}",
+                        remedy="run again with --resume to continue",
                     )
         finally:
             batches.close()

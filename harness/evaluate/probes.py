@@ -65,7 +65,9 @@ def evaluate(subject: Subject, data: ProbeData, *, spec: ProbeSpec) -> float:
     return kept
 
 
-def examples(data: Examples, chosen: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def examples(
+    data: Examples, chosen: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(ids, mask, labels) of the chosen examples, no longer than the longest of them."""
     index = chosen.numpy()
     lengths = torch.from_numpy(data.lengths[index]).long()

@@ -66,7 +66,9 @@ def train_head(states_NH: torch.Tensor, labels_N: torch.Tensor, *, vocab: int, s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(HEAD_SEED)
         head = ReadoutHead(states_NH.shape[1], vocab).to(states_NH.device)
-        order = torch.cat([torch.randperm(len(labels_N)) for _ in range(-(-spec.steps * spec.positions // len(labels_N)))])
+        order = torch.cat(
+            [torch.randperm(len(labels_N)) for _ in range(-(-spec.steps * spec.positions // len(labels_N)))]
+        )
     optimizer = torch.optim.AdamW(head.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     for step in range(spec.steps):
         for group in optimizer.param_groups:

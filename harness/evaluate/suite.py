@@ -83,12 +83,15 @@ class Suite:
         for arm in self.setting.arms.values():
             for seed in study.seeds:
                 folder = self.directory.trial(arm.arm.name, seed)
-                found.append(Candidate(f"{arm.arm.name} · seed {seed}", folder, lambda f=folder: self._load(f / "student"), True))
+                found.append(
+                    Candidate(f"{arm.arm.name} · seed {seed}", folder, lambda f=folder: self._load(f / "student"), True)
+                )
         references = self.directory.root / "references"
         first = next(iter(self.setting.arms.values()))
         found.append(
             Candidate(
-                "untrained student", references / "untrained",
+                "untrained student",
+                references / "untrained",
                 lambda: Subject(build_student(first.config, seed=study.seeds[0]), device=self.device),
             )  # fmt: skip
         )
@@ -149,7 +152,9 @@ class Suite:
         assert self.spec.probes is not None
         task = item.removeprefix("probe.")
         data = self.probe(task)
-        return {item: probes.evaluate(subject, data, spec=self.spec.probes)}, probes.flops(subject, data, spec=self.spec.probes)
+        return {item: probes.evaluate(subject, data, spec=self.spec.probes)}, probes.flops(
+            subject, data, spec=self.spec.probes
+        )
 
     def read_curve(self, candidate: Candidate, subject: Subject) -> int:
         """Read-outs of the bodies kept along the way; appends them to the trial's metrics."""
@@ -188,7 +193,9 @@ class Suite:
 
         if task not in self._probes:
             assert self.spec.probes is not None
-            length = min(self.setting.study.data.block_length, *(arm.shape.max_length for arm in self.setting.arms.values()))
+            length = min(
+                self.setting.study.data.block_length, *(arm.shape.max_length for arm in self.setting.arms.values())
+            )
             self._probes[task] = build_probe(
                 task, self.setting.corpus, self.setting.tokenizer, train_examples=self.spec.probes.train_examples,
                 test_examples=self.spec.probes.test_examples, max_length=length,
@@ -214,7 +221,8 @@ class Suite:
             record["scores"] = scores
             during = record["accounts"].setdefault("EVALUATION", {})
             record["accounts"]["EVALUATION"] = {
-                Unit.FLOP.value: during.get("flop_in_training", during.get("flop", 0)) + sum(row["flop"] for row in done.values()),
+                Unit.FLOP.value: during.get("flop_in_training", during.get("flop", 0))
+                + sum(row["flop"] for row in done.values()),
                 Unit.GPU_SECOND.value: during.get("gpu-second_in_training", during.get("gpu-second", 0.0))
                 + sum(row["seconds"] for row in done.values()),
                 "flop_in_training": during.get("flop_in_training", during.get("flop", 0)),
@@ -227,9 +235,16 @@ class Suite:
             tasks = {task: self.probe(task) for task in self.spec.probes.tasks}
             from harness.data.probes import bag_of_words_accuracy
 
-            references["bag_of_words"] = {"scores": {f"probe.{t}": bag_of_words_accuracy(data) for t, data in tasks.items()}}
+            references["bag_of_words"] = {
+                "scores": {f"probe.{t}": bag_of_words_accuracy(data) for t, data in tasks.items()}
+            }
             references["probes"] = {
-                t: {"description": d.description, "classes": list(d.classes), "majority": d.majority_accuracy, "test_examples": len(d.test)}
+                t: {
+                    "description": d.description,
+                    "classes": list(d.classes),
+                    "majority": d.majority_accuracy,
+                    "test_examples": len(d.test),
+                }
                 for t, d in tasks.items()
             }
         teacher = next((arm for arm in self.setting.arms.values() if arm.teacher is not None), None)

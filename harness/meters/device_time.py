@@ -74,5 +74,7 @@ class DeviceClock:
         self._seconds = dict.fromkeys(_ACCOUNTS, 0.0)
         self._steps = 0
         return tuple(
-            Charge(account, amount, self.unit, self.source) for account, amount in zip(_ACCOUNTS, sums, strict=True) if amount
+            Charge(account, amount, self.unit, self.source)
+            for account, amount in zip(_ACCOUNTS, sums, strict=True)
+            if amount
         )

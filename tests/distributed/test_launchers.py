@@ -31,9 +31,15 @@ def launch(root: Path, tiny: TinyStudy, out: Path, *prefix: str, ds_config: str 
     flags = ["--study", str(tiny.file), "--out", str(out)]
     if ds_config:
         flags += ["--ds_config", str(root / "ds_configs" / ds_config)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR")
+    }
     environment |= {"OMP_NUM_THREADS": "1", "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
-    result = subprocess.run([*prefix, "launch.py", *flags], cwd=root, capture_output=True, text=True, timeout=400, env=environment)
+    result = subprocess.run(
+        [*prefix, "launch.py", *flags], cwd=root, capture_output=True, text=True, timeout=400, env=environment
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     found = {}
     for arm in ("no_kd", "soft_targets", "minilmv2", "tinybert"):
@@ -42,7 +48,9 @@ def launch(root: Path, tiny: TinyStudy, out: Path, *prefix: str, ds_config: str 
             [row["step"], [c for c in row["charges"] if c[3] == "analytic"], row["spent"]]
             for row in map(json.loads, (folder / "ledger.jsonl").read_text().splitlines())
         ]
-        losses = [row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+        losses = [
+            row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row
+        ]
         found[arm] = [[p for p in postings if p[1]], losses]
     return found
 
@@ -65,7 +73,9 @@ def test_deepspeed_launcher_with_two_ranks_and_zero_1(root: Path, tiny: TinyStud
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_torchrun_with_two_ranks_and_any_zero_stage(root: Path, tiny: TinyStudy, alone: dict, tmp_path: Path, stage: int) -> None:
+def test_torchrun_with_two_ranks_and_any_zero_stage(
+    root: Path, tiny: TinyStudy, alone: dict, tmp_path: Path, stage: int
+) -> None:
     prefix = ["torchrun", "--nproc-per-node", "2", "--master-port", port()]
     agree(launch(root, tiny, tmp_path / "run", *prefix, ds_config=f"zero{stage}_fp32.json"), alone)
 

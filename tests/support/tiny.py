@@ -24,7 +24,8 @@ def write_corpus(folder: Path, *, documents: int = 400, seed: int = 0) -> Path:
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             for number in range(count):
                 sentences = [
-                    " ".join(generator.choices(WORDS, k=generator.randint(5, 14))).capitalize() + f" {split} {number} {i}."
+                    " ".join(generator.choices(WORDS, k=generator.randint(5, 14))).capitalize()
+                    + f" {split} {number} {i}."
                     for i in range(6)
                 ]
                 file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
@@ -72,7 +73,11 @@ class TinyStudy:
             "budget": "2 Gflop",
             "data": {"sources": [{"path": str(self.corpus)}], "block_length": 32},
             "student": {"family": "bert", "layers": 2, "hidden": 32, "heads": 4},
-            "teacher": {"path": str(self.teacher), "trained_on": "unknown", "allow_worse": True},  # its weights are random
+            "teacher": {
+                "path": str(self.teacher),
+                "trained_on": "unknown",
+                "allow_worse": True,
+            },  # its weights are random
             "batch": {"sequences": 8},
             "optimizer": {"lr": 1.0e-3},
             "arms": [

@@ -14,7 +14,7 @@ from harness.data.hashing import combine, text_word
 from harness.data.tokenizer import SpecialIds
 from harness.study import DataSpec, SourceSpec
 
-WORDS = (  # noqa: SIM905 - a table of words reads better as text
+WORDS = (
     "the a of to and in is that for it with as on by at from this which or an are be has was not can these those have were "
     "value list array model return number function matrix layer weight input output shape error file path "
     "name column index order first last new old small large given when each every between after before over "

@@ -32,7 +32,18 @@ def test_only_one_module_imports_deepspeed_and_one_pynvml(root: Path) -> None:
 
 
 def test_kernels_import_only_torch_and_triton(root: Path) -> None:
-    allowed = {"torch", "triton", "__future__", "math", "collections", "typing", "dataclasses", "functools", "os", "contextlib"}
+    allowed = {
+        "torch",
+        "triton",
+        "__future__",
+        "math",
+        "collections",
+        "typing",
+        "dataclasses",
+        "functools",
+        "os",
+        "contextlib",
+    }
     for path in (root / "kernels").rglob("*.py"):
         for module in re.findall(r"^\s*(?:import|from) ([a-zA-Z_]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE):
             assert module in allowed, f"{path.relative_to(root)} imports {module}"

@@ -30,7 +30,9 @@ def test_the_newest_complete_checkpoint_is_found_without_a_pointer(tmp_path: Pat
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found[1] == {"step": 100}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000100"], "keeps two, leaves no temporary"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000100"], (
+        "keeps two, leaves no temporary"
+    )
 
 
 def test_no_checkpoint_is_none_but_only_bad_ones_are_an_error(tmp_path: Path) -> None:
@@ -39,13 +41,17 @@ def test_no_checkpoint_is_none_but_only_bad_ones_are_an_error(tmp_path: Path) ->
     save(tmp_path, 2)
     (tmp_path / "step-00000001" / "manifest.json").unlink()
     (tmp_path / "step-00000002" / "rng-0.pt").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match=r"step-00000002: rng-0.pt has 5 bytes.*step-00000001: no readable manifest"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002: rng-0.pt has 5 bytes.*step-00000001: no readable manifest"
+    ):
         checkpoint.newest(tmp_path)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_one_flipped_byte_or_a_truncation_falls_back_to_the_older_one(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_one_flipped_byte_or_a_truncation_falls_back_to_the_older_one(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     root = tmp_path_factory.mktemp("c")
     save(root, 1)
     save(root, 2)

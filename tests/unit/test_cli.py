@@ -17,7 +17,12 @@ from tests.support.tiny import TinyStudy
 
 def python(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+        [sys.executable, *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
     )
 
 
@@ -56,7 +61,17 @@ def test_the_documented_flags_stay() -> None:
     commands = next(a for a in cli.build_parser()._actions if a.dest == "command").choices
     assert commands is not None
     flags = {name: {o for a in parser._actions for o in a.option_strings} for name, parser in commands.items()}  # type: ignore[union-attr]
-    shared = {"--study", "--ds_config", "--deepspeed_config", "--arms", "--seeds", "--budget", "--set", "--json", "--local_rank"}
+    shared = {
+        "--study",
+        "--ds_config",
+        "--deepspeed_config",
+        "--arms",
+        "--seeds",
+        "--budget",
+        "--set",
+        "--json",
+        "--local_rank",
+    }
     assert shared | {"--out", "--resume"} <= flags["run"]
     assert shared <= flags["plan"]
     assert "--json" in flags["report"]
@@ -74,7 +89,11 @@ BAD_INPUT = [
     (["--study", "{tiny}", "--ds_config", "absent.json"], 2, "no such file"),
     (["--study", "{tiny}", "--set", "arms.no_kd.objective=mlmm"], 2, "known are"),
     (["--study", "{tiny}", "--set", "arms.minilmv2.objective.relation_heads=7"], 2, "must divide"),
-    (["--study", "{tiny}", "--set", "arms.soft_targets.objective={name: soft_targets, temperature: 0}"], 2, "temperature"),
+    (
+        ["--study", "{tiny}", "--set", "arms.soft_targets.objective={name: soft_targets, temperature: 0}"],
+        2,
+        "temperature",
+    ),
     (["--study", "{tiny}", "--set", "teacher.path=/no/such/teacher"], 3, "no such folder"),
     (["--study", "{tiny}", "--set", "data.sources.0.path=/no/such/corpus"], 3, "/no/such/corpus"),
     (["--study", "{tiny}", "--resume"], 2, "--out"),
@@ -82,7 +101,9 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), BAD_INPUT, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), BAD_INPUT, ids=lambda v: " ".join(v) if isinstance(v, list) else None
+)
 def test_bad_input_is_one_line_and_costs_nothing(
     tiny: TinyStudy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     arguments: list[str], code: int, message: str,

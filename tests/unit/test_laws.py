@@ -79,7 +79,9 @@ def test_law_5_every_schedule_ends_at_its_own_end(finished: Path) -> None:
         assert last["lr"] <= 1e-3 * 2.5 * step / (1 - 0.06), "the last step's rate is that of the schedule's end"
 
 
-def test_law_7_reordering_or_adding_arms_changes_no_other_result(finished: Path, tiny: TinyStudy, tmp_path: Path) -> None:
+def test_law_7_reordering_or_adding_arms_changes_no_other_result(
+    finished: Path, tiny: TinyStudy, tmp_path: Path
+) -> None:
     out = run(tiny, tmp_path / "few", "--arms", "tinybert,no_kd")
     for arm in ("no_kd", "tinybert"):
         assert same(weights(out, arm), weights(finished, arm))
@@ -194,7 +196,9 @@ def test_an_exported_student_loads_with_transformers_and_scores_the_same(finishe
     torch.testing.assert_close(head.logits(), theirs[batch["attention_mask"].bool()], rtol=1e-5, atol=1e-5)
 
 
-def test_the_report_is_rebuilt_from_the_directory(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_rebuilt_from_the_directory(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     (out / "report.html").unlink()
@@ -203,7 +207,9 @@ def test_the_report_is_rebuilt_from_the_directory(finished: Path, tmp_path: Path
     assert {"study", "budget", "arms", "comparisons"} <= set(report)
     assert report["budget"] == {**report["budget"], "unit": "flop", "limit": 2_000_000_000}
     for arm in report["arms"]:
-        assert {"name", "seed", "steps", "tokens", "unique_tokens", "charged", "seconds", "accounts", "scores"} <= set(arm)
+        assert {"name", "seed", "steps", "tokens", "unique_tokens", "charged", "seconds", "accounts", "scores"} <= set(
+            arm
+        )
     assert (out / "report.html").stat().st_size < 2_000_000
 
 

@@ -47,7 +47,13 @@ def test_a_bad_value_names_its_key_and_rule(changes: dict, message: str) -> None
 def test_the_command_line_changes_keys_by_dotted_path(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump(MINIMAL))
-    study = load(str(file), arms=["b"], seeds=[5, 6], budget="2e9tokens", assignments=["optimizer.lr=1e-4", "data.block_length=64"])
+    study = load(
+        str(file),
+        arms=["b"],
+        seeds=[5, 6],
+        budget="2e9tokens",
+        assignments=["optimizer.lr=1e-4", "data.block_length=64"],
+    )
     assert [arm.name for arm in study.arms] == ["b"]
     assert (study.seeds, study.budget, study.optimizer.lr, study.data.block_length) == ([5, 6], "2e9tokens", 1e-4, 64)
 
