@@ -115,6 +115,15 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     sizes: dict[str, Any] = {
         size: int(config[_NAMES.get(family, {}).get(size, common)]) for size, common in _COMMON.items()
     }
+    for size, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{size} = {value}", rule="a model's sizes are positive", remedy="correct its config")
+    if sizes["hidden"] % sizes["heads"]:
+        raise ConfigError(
+            f"hidden size {sizes['hidden']} with {sizes['heads']} heads",
+            rule="heads divide it",
+            remedy="correct its config",
+        )
     windows: tuple[int | None, ...] = ()
     if family == "modernbert":
         half = int(config["local_attention"]) // 2

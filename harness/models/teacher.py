@@ -129,9 +129,9 @@ def _config(folder: Path, path: str) -> dict[str, Any]:
         try:
             # Fills in what a terse config.json leaves to the family's defaults.
             return AutoConfig.for_model(**config).to_dict()
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # every family validates its config with errors of its own
             raise TeacherError(
-                f"teacher {path}", rule=f"unusable config: {error}", remedy="restore config.json"
+                f"teacher {path}", rule=f"unusable config: {_first_line(error)}", remedy="restore config.json"
             ) from None
     return config
 
