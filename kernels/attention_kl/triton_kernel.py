@@ -63,7 +63,7 @@ def attention_tile(
     q = load_rows(q_s + student, rows, s_t, length, SIZE_S, PADDED_S)
     k = load_rows(k_s + student, rows, s_t, length, SIZE_S, PADDED_S)
     s = masked_scores(q, k, rows, rows, length, CAUSAL, FULL)
-    kl, slope = student_tile(s, scale_s, p, negentropy, rows, length, FULL)
+    kl, slope = student_tile(s, scale_s, p, negentropy)
     tl.store(loss + sequence * heads + head, tl.sum(kl, 0) / (heads * tl.maximum(length, 1)))
     if GRADIENT:
         slope = slope.to(q.dtype)

@@ -58,7 +58,7 @@ def relation_tile(
     p, negentropy = teacher_tile(masked_scores(w, w, rows, rows, length, CAUSAL, FULL), scale_t)
     a = load_rows(student + sequence * s_b + head * s_r, rows, s_t, length, SIZE_S, PADDED_S)
     s = masked_scores(a, a, rows, rows, length, CAUSAL, FULL)
-    kl, slope = student_tile(s, scale_s, p, negentropy, rows, length, FULL)
+    kl, slope = student_tile(s, scale_s, p, negentropy)
     tl.store(loss + sequence * heads + head, tl.sum(kl, 0) / (heads * tl.maximum(length, 1)))
     if GRADIENT:
         slope = slope.to(a.dtype)

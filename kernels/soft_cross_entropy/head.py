@@ -154,6 +154,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
             ce_sum += ce
             for gradient, slope in zip(gradients, slopes, strict=True):
                 gradient.add(part, slope, states, head)
+        if problem.labels_N is None:
+            # A constant zero: whatever weighs it must not count as a second loss in `mixture_scales`.
+            ctx.mark_non_differentiable(ce_sum)
         ctx.mixtures, ctx.inputs = mixtures, (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.save_for_backward(*(tensor for gradient in gradients for tensor in gradient.tensors()))
         return kl_sum, ce_sum

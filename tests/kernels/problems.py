@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,9 @@ def value_and_gradients(loss: Loss, inputs: Sequence[Tensor], trained: int) -> t
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖ in float64; below a norm of 0.001 the expected counts as noise around zero."""
     actual, expected = actual.double(), expected.double()
-    return float((actual - expected).norm()) / max(float(expected.norm()), 1e-3)
+    error = float((actual - expected).norm()) / max(float(expected.norm()), 1e-3)
+    # Infinite rather than NaN: every comparison with NaN is false, and max() would pass over it.
+    return error if math.isfinite(error) else math.inf
 
 
 def worst_error(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> tuple[float, float]:
