@@ -16,6 +16,10 @@ from torch import Tensor
 
 Backend = Literal["auto", "triton", "eager", "reference"]
 
+# A study says once what its kernels are (`prefer`); what then ran is kept for its record (`choices`).
+_preferred: Backend = "auto"
+_ran: dict[str, set[str]] = {}
+
 # tl.dot's tiles are at least 16 wide, and beyond 256 numbers per head a tile no longer fits on the chip.
 MAX_HEAD_SIZE = 256
 
@@ -31,15 +35,38 @@ class Choice:
         return f"{self.backend} ({self.reason})"
 
 
+def prefer(backend: Backend) -> None:
+    """From now on `auto` means this in the whole process; `prefer("auto")` takes it back.
+
+    Raises:
+        ValueError: an unknown backend.
+    """
+    global _preferred
+    _check(backend)
+    _preferred = backend
+
+
+def choices() -> dict[str, str]:
+    """What has run in this process, op by op, with the reasons: for the run record."""
+    return {op: "; ".join(sorted(ran)) for op, ran in sorted(_ran.items())}
+
+
+def ran(op: str, choice: Choice) -> Choice:
+    """Note that `op` runs by this choice, and return it."""
+    _ran.setdefault(op, set()).add(str(choice))
+    return choice
+
+
 def choose(backend: Backend, tensor: Tensor, *, refusal: str | None = None) -> Choice:
     """Decide what runs for tensors like this one; `refusal` is the op's own reason against its Triton kernel.
 
     Raises:
-        ValueError: an unknown backend, or `triton` asked for where it cannot run. Nothing falls back silently:
-            only `auto` chooses, and it says why.
+        ValueError: an unknown backend, or `triton` asked for (or preferred) where it cannot run. Nothing falls
+            back silently: only `auto` chooses, and it says why.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"kernels {backend!r}: one of {', '.join(get_args(Backend))} is needed")
+    _check(backend)
+    if backend == "auto":
+        backend = _preferred
     if backend == "reference":
         return Choice("reference", "asked for")
     if backend == "eager":
@@ -66,6 +93,11 @@ def tile_refusal(*heads: Tensor) -> str | None:
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's GPU the current one: Triton launches on the current device, wherever its arguments are."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _check(backend: str) -> None:
+    if backend not in get_args(Backend):
+        raise ValueError(f"kernels {backend!r}: one of {', '.join(get_args(Backend))} is needed")
 
 
 def _obstacle(tensor: Tensor) -> str | None:

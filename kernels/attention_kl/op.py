@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import Backend, Choice, choose, tile_refusal
+from ..backend import Backend, Choice, choose, ran, tile_refusal
 from . import eager, reference
 
 
@@ -19,7 +19,7 @@ def attention_kl(
     backend: Backend = "auto",
 ) -> Tensor:
     """reference.attention_kl's loss by the backend that `chosen` names: same definition, guarantees and errors."""
-    choice = chosen(q_s, k_s, q_t, k_t, backend=backend)
+    choice = ran("attention_kl", chosen(q_s, k_s, q_t, k_t, backend=backend))
     if choice.backend == "triton":
         from . import triton_kernel  # imports triton, which a CPU machine need not have
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import Backend, Choice, choose, tile_refusal
+from ..backend import Backend, Choice, choose, ran, tile_refusal
 from . import eager, reference
 
 
@@ -18,7 +18,7 @@ def relation_kl(
     backend: Backend = "auto",
 ) -> Tensor:
     """reference.relation_kl's loss by the backend that `chosen` names: same definition, guarantees and errors."""
-    choice = chosen(student_BTH, teacher_BTG, heads=heads, backend=backend)
+    choice = ran("relation_kl", chosen(student_BTH, teacher_BTG, heads=heads, backend=backend))
     if choice.backend == "triton":
         from . import triton_kernel  # imports triton, which a CPU machine need not have
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention_kl.reference import check_heads
-from ..backend import Backend, Choice, choose, tile_refusal
+from ..backend import Backend, Choice, choose, ran, tile_refusal
 from . import eager, reference
 from .reference import score_count
 
@@ -24,7 +24,7 @@ def score_sse(
     backend: Backend = "auto",
 ) -> Tensor:
     """reference.score_sse's loss by the backend that `chosen` names: same definition, guarantees and errors."""
-    choice = chosen(q_s, k_s, q_t, k_t, head_average=head_average, backend=backend)
+    choice = ran("score_sse", chosen(q_s, k_s, q_t, k_t, head_average=head_average, backend=backend))
     if choice.backend == "triton":
         from . import triton_kernel  # imports triton, which a CPU machine need not have
 

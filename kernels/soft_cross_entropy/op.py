@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import Backend, Choice, choose
+from ..backend import Backend, Choice, choose, ran
 from . import eager, reference
 from .head import product_dtype
 
@@ -31,7 +31,7 @@ def soft_cross_entropy(
     reference needs no such promise and ignores it. `chunk` positions have logits at a time (None: the
     backend's own choice).
     """
-    choice = chosen(hidden_NH, weight_VH, backend=backend)
+    choice = ran("soft_cross_entropy", chosen(hidden_NH, weight_VH, backend=backend))
     teacher = {
         "teacher_logits_NV": teacher_logits_NV,
         "teacher_hidden_NG": teacher_hidden_NG,
@@ -58,7 +58,7 @@ def masked_cross_entropy(
     backend: Backend = "auto",
 ) -> Tensor:
     """reference.masked_cross_entropy's sum by the backend that `chosen` names."""
-    choice = chosen(hidden_NH, weight_VH, backend=backend)
+    choice = ran("masked_cross_entropy", chosen(hidden_NH, weight_VH, backend=backend))
     if choice.backend == "triton":
         from . import triton_kernel  # imports triton, which a CPU machine need not have
 

@@ -1,6 +1,6 @@
 """Compile every kernel for GPUs that are not here, exactly as its launcher would launch it; print what ptxas allotted.
 
-    python -m tests.kernels.ahead_of_time [--all] [sm_80 sm_90 sm_100]
+    python -m tests.kernels.ahead_of_time [--all] [--for sm_80 sm_90 sm_100]
 
 Launches are recorded, not guessed: the ops run on CPU tensors of the real shapes and types while triton's `run` is
 replaced, so a changed signature or launch option reaches the compiler without anyone repeating it here.
@@ -171,17 +171,23 @@ ALL: dict[str, Callable[[], None]] = {
 
 def binaries(cases: dict[str, Callable[[], None]], architectures: list[str]) -> Iterator[Binary]:
     """Compile every distinct launch of the cases for each architecture, in order."""
+    seen = set()
     for case, run in cases.items():
         with recorded() as launches:
             run()
         for launch in launches:
+            if str(launch) in seen:
+                continue
+            seen.add(str(launch))
             for architecture in architectures:
                 yield compiled(case, launch, architecture)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architectures", nargs="*", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
+    parser.add_argument(
+        "--for", dest="architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES)
+    )
     parser.add_argument("--all", action="store_true", help="every shape, not only the quick ones (minutes)")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}")

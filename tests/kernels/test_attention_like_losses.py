@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from harness.kernels import backend
 from harness.kernels.attention_kl import eager as attention_eager
 from harness.kernels.attention_kl import op as attention_op
 from harness.kernels.attention_kl import reference as attention_reference
@@ -189,7 +190,7 @@ def test_averaged_scores_compare_models_of_unequal_head_counts() -> None:
 def test_the_op_gives_the_definitions_loss_by_every_backend(name: str) -> None:
     shape = Shape(3, 7, 2, 3, 5, lengths=(7, 4, 1))
     expected = value_and_gradients(*problem(name, MODULES["reference"], shape))
-    for backend in ("auto", "eager", "reference"):
+    for chosen in ("auto", "eager", "reference"):
         _, inputs, trained = problem(name, MODULES["reference"], shape)
         averaged = {"head_average": True} if name.endswith("averaged") else {}
         if name == "relation_kl":
@@ -198,7 +199,7 @@ def test_the_op_gives_the_definitions_loss_by_every_backend(name: str) -> None:
             {"r": relation_op, "a": attention_op, "s": score_op}[name[0]], name.removesuffix("_averaged")
         )
         actual = value_and_gradients(
-            lambda *x, f=function, b=backend, a=averaged: f(*x, **a, **shape.options, backend=b), inputs, trained
+            lambda *x, f=function, b=chosen, a=averaged: f(*x, **a, **shape.options, backend=b), inputs, trained
         )
         assert max(worst_error(actual, expected)) < EXACT
 
@@ -229,6 +230,26 @@ def test_the_choice_of_a_backend_is_named_with_its_reason() -> None:
         relation_op.relation_kl(student, teacher, heads=2, backend="triton")
     with pytest.raises(ValueError, match=r"kernels 'fast'.*auto, triton, eager, reference"):
         relation_op.chosen(student, teacher, heads=2, backend="fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_preference_holds_for_the_process_and_what_ran_is_kept_for_the_record() -> None:
+    student, teacher = states(Shape(2, 5, 2, 3, 5), dtype=torch.float32)
+    backend.prefer("reference")
+    try:
+        relation_op.relation_kl(student, teacher, heads=2)
+        assert relation_op.chosen(student, teacher, heads=2).backend == "reference"
+        assert relation_op.chosen(student, teacher, heads=2, backend="eager").backend == "eager"
+        backend.prefer("triton")
+        with pytest.raises(ValueError, match="the tensors are on cpu"):
+            relation_op.relation_kl(student, teacher, heads=2)
+    finally:
+        backend.prefer("auto")
+    relation_op.relation_kl(student, teacher, heads=2)
+    ran = backend.choices()["relation_kl"]
+    assert "eager (the tensors are on cpu)" in ran
+    assert "reference (asked for)" in ran
+    with pytest.raises(ValueError, match="kernels 'fast'"):
+        backend.prefer("fast")  # pyright: ignore[reportArgumentType]
 
 
 def test_an_empty_batch_costs_nothing_and_has_a_gradient() -> None:
