@@ -93,7 +93,7 @@ class Suite:
                 "untrained student",
                 references / "untrained",
                 lambda: Subject(build_student(first.config, seed=study.seeds[0]), device=self.device),
-            )  # fmt: skip
+            )
         )
         teacher = next((arm.teacher for arm in self.setting.arms.values() if arm.teacher is not None), None)
         if teacher is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,13 @@ def python(root: Path, *arguments: str, **environment: str) -> subprocess.Comple
 def test_help_answers_at_once_without_torch(root: Path) -> None:
     code = "import sys; sys.argv = ['launch.py', '--help']; from harness.cli import main; main(); sys.exit('torch' in sys.modules)"
     assert python(root, "-c", code).returncode == 0
-    times = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        result = python(root, "launch.py", "--help")
-        times.append(time.perf_counter() - begun)
-        assert "run" in result.stdout
-        assert "plan" in result.stdout
-    assert min(times) <= 0.5
+    # Processor time: on a machine that is busy with other tests the wall clock says nothing about us.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = python(root, "launch.py", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "run" in result.stdout
+    assert "plan" in result.stdout
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -159,3 +158,14 @@ def test_plan_json_has_the_promised_keys(tiny: TinyStudy, capsys: pytest.Capture
         assert arm["seconds"] > 0
     assert "TEACHER_FORWARD" not in table["arms"][0]["step_cost"]
     assert "TEACHER_FORWARD" in table["arms"][1]["step_cost"]
+
+
+def test_bench_times_every_arm_with_and_without_the_engine(tiny: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--study", str(tiny.file), "--steps", "2", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [arm["name"] for arm in table["arms"]] == ["no_kd", "soft_targets", "minilmv2", "tinybert"]
+    for arm in table["arms"]:
+        assert 0 < arm["step"]["p20_ms"] <= arm["step"]["p50_ms"] <= arm["step"]["p80_ms"]
+        assert arm["engine_over_bare"] == pytest.approx(arm["step"]["p50_ms"] / arm["bare_step"]["p50_ms"])
+        assert (arm["teacher_forward"]["p50_ms"] > 0) == (arm["name"] != "no_kd")
+        assert arm["tokens_per_s"] == pytest.approx(8 * 32 / arm["step"]["p50_ms"] * 1e3)

@@ -1,0 +1,1 @@
+"""The quickstart's tokenizer and teacher, trained by this harness."""
