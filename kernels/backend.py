@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -88,6 +88,15 @@ def tile_refusal(*heads: Tensor) -> str | None:
         return f"heads of {size} numbers do not fit on the chip (at most {MAX_HEAD_SIZE})"
     types = sorted({str(x.dtype).removeprefix("torch.") for x in heads})
     return None if len(types) == 1 else f"student and teacher differ in type ({' and '.join(types)})"
+
+
+def differentiated(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors, detached under `no_grad`.
+
+    An autograd.Function that forms its gradient in the forward would else form it in evaluations too: its
+    `needs_input_grad` looks at the tensors, not at the mode.
+    """
+    return tensors if torch.is_grad_enabled() else tuple(None if x is None else x.detach() for x in tensors)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

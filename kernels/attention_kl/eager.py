@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..backend import differentiated
 from ..pairs import MASKED, check_lengths, real_pairs, real_tokens, row_weights
 from .reference import check_heads
 
@@ -35,7 +36,7 @@ def attention_kl(
     check_heads(q_s, k_s, q_t, k_t)
     check_lengths(lengths_B, q_s.shape[0], q_s.shape[2], q_s.device)
     with torch.autocast(q_s.device.type, enabled=False):
-        loss = _AttentionKL.apply(q_s, k_s, q_t.detach(), k_t.detach(), lengths_B, causal)
+        loss = _AttentionKL.apply(*differentiated(q_s, k_s), q_t.detach(), k_t.detach(), lengths_B, causal)
     assert isinstance(loss, Tensor)
     return loss
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..backend import on_device
+from ..backend import differentiated, on_device
 from ..pairs import check_lengths
 from ..tiles import (
     LN2,
@@ -214,7 +214,7 @@ def attention_kl(
     """The reference's `attention_kl`, same guarantees and errors; differentiable once. One float type for all four."""
     check_heads(q_s, k_s, q_t, k_t)
     check_lengths(lengths_B, q_s.shape[0], q_s.shape[2], q_s.device)
-    loss = _AttentionKL.apply(q_s, k_s, q_t.detach(), k_t.detach(), lengths_B, causal)
+    loss = _AttentionKL.apply(*differentiated(q_s, k_s), q_t.detach(), k_t.detach(), lengths_B, causal)
     assert isinstance(loss, Tensor)
     return loss
 

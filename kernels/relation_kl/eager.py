@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..attention_kl.eager import ScoreWorkspace, fold_heads
+from ..backend import differentiated
 from ..pairs import check_lengths, real_pairs, real_tokens, row_weights
 from .reference import check_relations, split_heads
 
@@ -29,7 +30,7 @@ def relation_kl(
     check_relations(student_BTH, teacher_BTG, heads)
     check_lengths(lengths_B, student_BTH.shape[0], student_BTH.shape[1], student_BTH.device)
     with torch.autocast(student_BTH.device.type, enabled=False):
-        loss = _RelationKL.apply(student_BTH, teacher_BTG.detach(), heads, lengths_B, causal)
+        loss = _RelationKL.apply(*differentiated(student_BTH), teacher_BTG.detach(), heads, lengths_B, causal)
     assert isinstance(loss, Tensor)
     return loss
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..attention_kl.triton_kernel import attention_rows
-from ..backend import on_device
+from ..backend import differentiated, on_device
 from ..pairs import check_lengths
 from ..tiles import (
     LOG2E,
@@ -124,7 +124,7 @@ def relation_kl(
     """The reference's `relation_kl`, same guarantees and errors; differentiable once. One float type for both."""
     check_relations(student_BTH, teacher_BTG, heads)
     check_lengths(lengths_B, student_BTH.shape[0], student_BTH.shape[1], student_BTH.device)
-    loss = _RelationKL.apply(student_BTH, teacher_BTG.detach(), heads, lengths_B, causal)
+    loss = _RelationKL.apply(*differentiated(student_BTH), teacher_BTG.detach(), heads, lengths_B, causal)
     assert isinstance(loss, Tensor)
     return loss
 

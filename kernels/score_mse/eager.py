@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..attention_kl.eager import fold_heads, sequence_chunks
 from ..attention_kl.reference import check_heads
+from ..backend import differentiated
 from ..pairs import check_lengths, real_tokens
 
 
@@ -34,7 +35,7 @@ def score_sse(
     if head_average:
         q_s, k_s, q_t, k_t = (join_heads(x) for x in (q_s, k_s, q_t, k_t))
     with torch.autocast(q_s.device.type, enabled=False):
-        loss = _ScoreSSE.apply(q_s, k_s, q_t.detach(), k_t.detach(), lengths_B, causal, *scales)
+        loss = _ScoreSSE.apply(*differentiated(q_s, k_s), q_t.detach(), k_t.detach(), lengths_B, causal, *scales)
     assert isinstance(loss, Tensor)
     return loss
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..attention_kl.reference import check_heads
-from ..backend import on_device
+from ..backend import differentiated, on_device
 from ..pairs import check_lengths
 from ..tiles import (
     block_options,
@@ -150,7 +150,7 @@ def score_sse(
     """The reference's `score_sse` head by head, same guarantees and errors; differentiable once. One float type."""
     check_heads(q_s, k_s, q_t, k_t)
     check_lengths(lengths_B, q_s.shape[0], q_s.shape[2], q_s.device)
-    loss = _ScoreSSE.apply(q_s, k_s, q_t.detach(), k_t.detach(), lengths_B, causal)
+    loss = _ScoreSSE.apply(*differentiated(q_s, k_s), q_t.detach(), k_t.detach(), lengths_B, causal)
     assert isinstance(loss, Tensor)
     return loss
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..backend import differentiated
 from .reference import row_chunks
 
 # Logits per chunk. On a CPU 1 MiB in float32: the passes of two softmaxes find their operands in the cache. On a GPU
@@ -51,7 +52,9 @@ class Problem:
         dtype = product_dtype(hidden, weight)
         teacher = None if self.teacher is None else self.teacher.cast()
         with torch.autocast(hidden.device.type, enabled=False):
-            result = _SoftCrossEntropy.apply(hidden, weight, bias, dtype, replace(self, teacher=teacher))
+            result = _SoftCrossEntropy.apply(
+                *differentiated(hidden, weight, bias), dtype, replace(self, teacher=teacher)
+            )
         assert isinstance(result, tuple)
         return result
 

@@ -81,14 +81,16 @@ def worst_error(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, lis
     return relative_error(actual[0], expected[0]), max(gradients)
 
 
-class Largest(TorchDispatchMode):
-    """Records the largest tensor any operation returns."""
+class Watch(TorchDispatchMode):
+    """Sees every operation: the largest tensor any returns, and how many are matrix products."""
 
-    numel = 0
+    largest = 0
+    products = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.products += "mm" in func.__name__
         for x in out if isinstance(out, tuple | list) else (out,):
             if isinstance(x, Tensor):
-                self.numel = max(self.numel, x.numel())
+                self.largest = max(self.largest, x.numel())
         return out

@@ -23,7 +23,7 @@ from harness.kernels.score_mse import op as score_op
 from harness.kernels.score_mse import reference as score_reference
 
 from . import formulas
-from .problems import Largest, Shape, heads, relative_error, states, value_and_gradients, worst_error
+from .problems import Shape, Watch, heads, relative_error, states, value_and_gradients, worst_error
 
 MODULES = {
     "reference": (relation_reference, attention_reference, score_reference),
@@ -151,10 +151,21 @@ def test_eager_never_holds_the_scores_of_a_whole_batch(name: str, monkeypatch: p
     shape = Shape(64, 32, 2, 4, 4)
     monkeypatch.setattr(attention_eager, "CHUNK_SCORES", {"cpu": 4 * 2 * 32 * 32})
     arguments = problem(name, MODULES["eager"], shape, dtype=torch.float32)
-    with Largest() as largest:
+    with Watch() as watch:
         value_and_gradients(*arguments)
     # Four buffers of a chunk's scores, or the states themselves; a batch's scores are eight times as many.
-    assert largest.numel <= max(4 * 4 * 2 * 32 * 32, 64 * 32 * 8) < 64 * 2 * 32 * 32
+    assert watch.largest <= max(4 * 4 * 2 * 32 * 32, 64 * 32 * 8) < 64 * 2 * 32 * 32
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_gradient_is_formed_where_none_can_be_asked_for(name: str) -> None:
+    loss, inputs, trained = problem(name, MODULES["eager"], Shape(2, 8, 2, 4, 4))
+    leaves = [x.requires_grad_() for x in inputs[:trained]]
+    with Watch() as watch, torch.no_grad():
+        quiet = loss(*leaves, *inputs[trained:])
+    assert watch.products == 2, "student and teacher scores"
+    assert not quiet.requires_grad
+    assert torch.equal(quiet, loss(*leaves, *inputs[trained:]).detach())
 
 
 @pytest.mark.parametrize("kind", MODULES)

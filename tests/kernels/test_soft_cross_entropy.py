@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.kernels.soft_cross_entropy import eager, head, op, reference
 
 from . import formulas
-from .problems import Largest, relative_error, value_and_gradients, worst_error
+from .problems import Watch, relative_error, value_and_gradients, worst_error
 
 MODULES = {"reference": reference, "eager": eager}
 
@@ -217,9 +217,22 @@ def test_autocast_decides_the_products_where_the_cpu_has_them_and_never_the_sums
 def test_eager_never_holds_the_logits_of_all_positions(declared: tuple[float, float] | None) -> None:
     positions, vocabulary, chunk = 64, 500, 8
     case = Case(positions, vocabulary, 4, 4, labels=tuple(range(positions)))
-    with Largest() as largest:
+    with Watch() as watch:
         value_and_gradients(case.mixed(eager, weights=declared, chunk=chunk), case.student(), 3)
-    assert largest.numel == chunk * vocabulary < positions * vocabulary
+    assert watch.largest == chunk * vocabulary < positions * vocabulary
+
+
+def test_no_gradient_is_formed_where_none_can_be_asked_for_and_declared_weights_form_one() -> None:
+    case = Case()
+    student = [x.requires_grad_() for x in case.student()]
+    for options, products in (({}, 2 + 4), ({"weights": (0.3, 0.7)}, 2 + 2)):
+        with Watch() as watch:
+            loud = case.mixed(eager, **options)(*student)
+        assert watch.products == products, "two models' logits, and two products per accumulated gradient"
+        with Watch() as watch, torch.no_grad():
+            quiet = case.mixed(eager, **options)(*student)
+        assert watch.products == 2
+        assert torch.equal(quiet, loud.detach())
 
 
 def test_the_op_gives_the_definitions_losses_by_every_backend() -> None:
