@@ -57,7 +57,8 @@ class Case:
         return kind(options, self.student, self.teacher)
 
     def with_pads(self) -> Case:
-        return replace(self, lengths=(self.length, max(2, self.length - 4)), length=self.length)
+        # The short one first: behind it, a token's row and its place in the padded batch are two numbers.
+        return replace(self, lengths=(max(2, self.length - 4), self.length), length=self.length)
 
 
 @dataclass

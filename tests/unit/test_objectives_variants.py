@@ -88,7 +88,7 @@ def test_layer_0_scores_include_the_pads_that_the_definition_leaves_out() -> Non
         with torch.no_grad():
             for number, (q, _, _) in world.teacher.qkv.items():
                 assert number >= 1
-                q[1, :, case.lengths[1] :] += 1.0
+                q[0, :, case.lengths[0] :] += 1.0
         assert (world.loss().item() != before) is depends
 
 
@@ -145,5 +145,5 @@ def test_including_pads_makes_the_loss_depend_on_what_they_hold() -> None:
         before = world.loss().item()
         with torch.no_grad():
             for tensor in signal_tensors(world.teacher).values():
-                tensor[1, :, case.lengths[1] :] += 1.0
+                tensor[0, :, case.lengths[0] :] += 1.0
         assert (world.loss().item() != before) is depends
