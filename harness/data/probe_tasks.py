@@ -3,6 +3,12 @@
 A task is a function of a `Pool`. Every sentence is used at most once per task, either as it stands or
 altered, so that no pair of examples tells its own answer. Wherever a task alters words, the words
 themselves are balanced between the classes, to leave a bag of words nothing to go by.
+
+What the tasks can tell apart, with 1,200 training and 800 test examples of python-docs (accuracy after
+fine-tuning a 4-layer, 192-wide model, pretrained at 37 % MLM accuracy / untrained / bag of words; the
+standard error is 1.7 points): package .70/.62/.70, corrupted .59/.49/.54, shuffled .63/.51/.60,
+agreement .62/.55/.59, summary .84/.81/.82. `next` (.51/.50/.50) is at chance at this size, and `order`
+was not measured: they are for larger models, and believed only when some arm leaves chance.
 """
 
 from __future__ import annotations

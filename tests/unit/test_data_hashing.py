@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.hashing import below, combine, mix, permutation, text_word
@@ -29,11 +29,13 @@ def test_bits_are_frozen() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 300), seed=WORD, epoch=st.integers(0, 50))
 def test_permutation_holds_every_index_once(size: int, seed: int, epoch: int) -> None:
     assert np.array_equal(np.sort(permutation(size, key=(seed, epoch))), np.arange(size))
 
 
+@settings(deadline=None)
 @given(words=st.lists(WORD, min_size=1, max_size=50), bound=st.integers(1, 2**32))
 def test_below_stays_below(words: list[int], bound: int) -> None:
     values = below(np.array(words, dtype=np.uint64), bound)
@@ -41,6 +43,7 @@ def test_below_stays_below(words: list[int], bound: int) -> None:
     assert values.max() < bound
 
 
+@settings(deadline=None)
 @given(seed=WORD, parts=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20))
 def test_broadcast_equals_one_by_one(seed: int, parts: list[int]) -> None:
     together = combine(seed, np.array(parts, dtype=np.uint64), 7)

@@ -48,6 +48,7 @@ def test_signature_agreement_estimates_jaccard() -> None:
     assert abs(estimate - len(a & b) / len(a | b)) < 4 * 0.072
 
 
+@settings(deadline=None)
 @given(text=TEXT)
 def test_case_punctuation_and_spacing_do_not_count(text: str) -> None:
     spaced = text.replace(" ", "  ").replace(",", " ,").replace("\n", " \n ")
@@ -57,13 +58,14 @@ def test_case_punctuation_and_spacing_do_not_count(text: str) -> None:
     assert np.array_equal(neardup.word_hashes(text), neardup.word_hashes(ascii_upper))
 
 
+@settings(deadline=None)
 @given(words=st.lists(st.sampled_from(["alpha", "beta", "a", "b", "ab", "ba"]), max_size=12))
 def test_words_hash_alike_exactly_when_they_are_alike(words: list[str]) -> None:
     hashes = neardup.word_hashes(" ".join(words)).tolist()
     assert [hashes.index(h) for h in hashes] == [words.index(w) for w in words]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(order=st.permutations(range(6)))
 def test_groups_are_a_partition_whatever_the_order(order: list[int]) -> None:
     a, b = document("p", sentences=10), document("q", sentences=10)

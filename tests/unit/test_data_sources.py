@@ -89,7 +89,7 @@ def test_a_missing_split_is_carved_from_train_only(tmp_path: Path) -> None:
     assert found["train"] | found["validation"] == {document("a", i) for i in range(40)}
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     members=st.lists(
         st.tuples(st.integers(0, 6), st.sampled_from(["train", "train", "validation", "test"])), min_size=1, max_size=25

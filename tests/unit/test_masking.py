@@ -38,7 +38,7 @@ def mask(
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(1, 6),
     length=st.integers(8, 80),
@@ -87,7 +87,7 @@ def test_positions_and_random_tokens_are_uniform() -> None:
     assert drawn[:5].sum() == 0
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), count=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_a_mask_does_not_depend_on_the_batch_around_it(data: st.DataObject, count: int, seed: int) -> None:
     ids = blocks(count, 24)

@@ -105,7 +105,7 @@ def test_seeds_order_differently_and_a_repeated_block_gets_a_new_mask() -> None:
     assert not np.array_equal(masks.positions_BM[0], masks.positions_BM[1])
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(
     weights=st.lists(st.sampled_from([0.1, 0.25, 1.0, 2.0, 3.0, 7.5]), min_size=1, max_size=5),
     count=st.integers(1, 3000),
