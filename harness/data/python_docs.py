@@ -60,8 +60,6 @@ PACKAGES = {
     "joblib": "joblib",
     "pyparsing": "pyparsing",
     "psutil": "psutil",
-    "requests": "requests",
-    "urllib3": "urllib3",
     "dateutil": "python-dateutil",
     "setuptools": "setuptools",
 }
