@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gc
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,16 +28,17 @@ from harness.hardware import bf16_in_hardware, has_cuda
 from harness.meters.device_time import DeviceClock
 from harness.models.signals import Needs, Signals
 from harness.models.student import export
-from harness.models.teacher import Teacher, weights_fingerprint
+from harness.models.teacher import Teacher
 from harness.progress import Silent
 from harness.ranks import Ranks
 from harness.rundir import RunDirectory, write_json
+from harness.stopping import StopFlag
 from harness.train import Trial
 from harness.trainee import VALIDATION, VALIDATION_NEEDS, Trainee, parameter_groups
+from harness.trial_record import card, trial_record
 from harness.units import Unit, format_amount
 
 if TYPE_CHECKING:
-    from harness.objectives.composition import Plan
     from harness.setting import ArmSetting, Setting
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
@@ -47,30 +46,6 @@ PROJECTION_STREAM = 1_000_003
 VALIDATION_BATCH = 64
 # Measured time is summed over this many steps before ranks exchange it, unless the budget is in time.
 TIME_POSTING_STEPS = 16
-
-
-class StopFlag:
-    """Set by SIGTERM or SIGUSR1; the loop saves and leaves at the next step."""
-
-    def __init__(self) -> None:
-        self.raised = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopFlag:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._raise)
-        return self
-
-    def _raise(self, number: int, frame: Any) -> None:
-        self.raised = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        return self.raised
 
 
 @dataclass
@@ -167,7 +142,7 @@ class Conductor:
         )
         weights = trial.engine.weights(trial.trainee.student)
         if self.ranks.is_main:
-            record = self.record(arm, seed, trial, voucher)
+            record = trial_record(arm, seed, trial, voucher, corpus=self.setting.corpus.fingerprint)
             export(
                 arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),
                 layers=record["exported_layers"],
@@ -229,18 +204,6 @@ class Conductor:
         teacher.cut(needs)
         return teacher
 
-    def teacher_facts(self, arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | None:
-        """Who taught this arm, on what it was itself trained, and how it compared before step 1."""
-        if arm.teacher is None or arm.study.teacher is None:
-            return None
-        return {
-            **arm.study.teacher.model_dump(mode="json"),
-            "training_flop": next((c.amount for c in arm.upfront()), None),
-            "weights": weights_fingerprint(arm.teacher.path),
-            "corpus": arm.teacher.provenance.get("corpus"),
-            "before_training": None if voucher is None else vars(voucher),
-        }
-
     def validation(self, trial: Trial) -> Callable[[], dict[str, float]]:
         """Own MLM loss on held-out blocks, each rank doing an equal share."""
         study = self.setting.study
@@ -299,88 +262,6 @@ class Conductor:
                 write_json(folder / f"{point}.json", place)
 
         return snapshot
-
-    def record(self, arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | None) -> dict[str, Any]:
-        """What is known of a trial when its training ends; evaluation adds scores."""
-        ledger, steps = trial.ledger, trial.progress.step
-        phase = trial.trainee.plan.phase_at(ledger.fraction_spent)
-        expected = [charge for meter in trial.meters for charge in meter.next_step(phase)]
-        busy = (Account.STUDENT_STEP, Account.TEACHER_FORWARD)
-        plan = trial.trainee.plan
-        kept = plan.trained_layers(arm.shape) if arm.study.student.untrained_top == "drop" else arm.shape.layers
-        return {
-            "name": arm.arm.name,
-            "seed": seed,
-            "state": "done",
-            "objective": arm.arm.model_dump(mode="json")["objective"],
-            "phases": [
-                {"until": phase.until, "restart": phase.restart, "terms": [vars(term) for term in phase.terms]}
-                for phase in plan.phases
-            ],
-            "differs": arm.arm.differs,
-            "paper_code": plan.paper_code(),
-            "exported_layers": kept,
-            "corpus": self.setting.corpus.fingerprint,
-            "teacher": self.teacher_facts(arm, voucher),
-            "steps": steps,
-            "skipped_steps": trial.progress.skipped,
-            "tokens": steps * trial.stream.tokens_per_step,
-            "unique_tokens": trial.stream.unique_tokens(steps),
-            "epochs": max(trial.stream.epochs(steps).values()),
-            "epochs_by_source": trial.stream.epochs(steps),
-            "charged": ledger.spent,
-            "unspent": ledger.remaining,
-            "step_price": ledger.price(expected),
-            "seconds": sum(ledger.amount(account, Unit.GPU_SECOND) for account in busy),
-            "wall_seconds": trial.progress.seconds,
-            "accounts": ledger.accounts(),
-            "scores": {},
-            "warnings": departures(arm, plan, kept, voucher),
-            "head_trained": trial.trainee.plan.trains_head,
-            "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
-            "objective_parameters": sum(p.numel() for p in plan.parameters()),
-            "untrained_parameters": [
-                n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")
-            ],
-            "micro_batch": trial.engine.micro_batch,
-            "accumulation": trial.engine.accumulation,
-        }
-
-
-def departures(arm: ArmSetting, plan: Plan, kept: int, voucher: Voucher | None) -> list[str]:
-    """What a reader of this arm's result must know beside its objective's name."""
-    found = []
-    if options := plan.paper_code():
-        found.append(f"computes what the published code computed, not the definition: {', '.join(options)}")
-    if plan.needs_teacher and arm.study.teacher is not None and arm.study.teacher.dropout:
-        found.append(f"its teacher runs with dropout {arm.study.teacher.dropout:g}, as in the published code")
-    if kept < arm.shape.layers:
-        found.append(
-            f"the exported student has {kept} of {arm.shape.layers} layers: the others were never trained whole"
-        )
-    if voucher is not None and voucher.worse:
-        found.append(
-            f"its teacher is worse than the untrained student (MLM loss {voucher.teacher_loss:.3f} against "
-            f"{voucher.student_loss:.3f}), allowed by teacher.allow_worse"
-        )
-    return found
-
-
-def card(record: dict[str, Any]) -> dict[str, Any]:
-    """What travels with an exported student: enough to know what made it and what it cost."""
-    flop = {account: units.get("flop", 0) for account, units in record["accounts"].items()}
-    charged = ("STUDENT_STEP", "TEACHER_FORWARD", "OBJECTIVE")
-    return {
-        "made_by": "isobudget",
-        "objective": record["objective"],
-        "corpus": record["corpus"],
-        "seed": record["seed"],
-        "steps": record["steps"],
-        "tokens": record["tokens"],
-        "training_flop": sum(flop.get(account, 0) for account in charged),
-        "accounts": record["accounts"],
-        "untrained_parameters": record["untrained_parameters"],
-    }
 
 
 def guarded(ranks: Ranks, action: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from harness.ds_config import DsConfig
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, ConfigError
 from harness.hardware import has_cuda, usable_cores
 from harness.ranks import Ranks, free_port, from_environment
 
@@ -127,9 +127,16 @@ class Engine:
         self._trained = [p for group in groups for p in group["params"]]
         fused = not config.tree.get("zero_optimization", {}).get("offload_optimizer")
         self._client = GuardedAdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
-        self._ds, *_ = deepspeed.initialize(
-            model=module.to(self.device), optimizer=self._client, config=resolved, dist_init_required=False
-        )
+        try:
+            self._ds, *_ = deepspeed.initialize(
+                model=module.to(self.device), optimizer=self._client, config=resolved, dist_init_required=False
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"ds_config {config.path or 'default'}",
+                rule=f"DeepSpeed refuses it here: {error}",
+                remedy="choose another precision or stage",
+            ) from None
 
     @property
     def module(self) -> nn.Module:

@@ -25,7 +25,9 @@ def publish(run: Path, target: Path = TEACHER) -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(trial / "student", target)
     weights = load_file(target / "model.safetensors")
-    save_file({k: v.to(torch.float16) for k, v in weights.items()}, target / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v.to(torch.float16) for k, v in weights.items()}, target / "model.safetensors", metadata={"format": "pt"}
+    )
     provenance = {
         "made_by": "python launch.py run --study quickstart_teacher",
         "training_flop": record["accounts"]["STUDENT_STEP"]["flop"],

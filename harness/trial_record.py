@@ -1,0 +1,111 @@
+"""What is kept of a trial: its costs, what it learnt from, what a reader must know, and what travels with its student."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.budget import Account
+from harness.models.teacher import weights_fingerprint
+from harness.units import Unit
+
+if TYPE_CHECKING:
+    from harness.evaluate.vouch import Voucher
+    from harness.objectives.composition import Plan
+    from harness.setting import ArmSetting
+    from harness.train import Trial
+
+
+def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | None, *, corpus: str) -> dict[str, Any]:
+    """What is known of a trial when its training ends; evaluation adds scores."""
+    ledger, steps = trial.ledger, trial.progress.step
+    phase = trial.trainee.plan.phase_at(ledger.fraction_spent)
+    expected = [charge for meter in trial.meters for charge in meter.next_step(phase)]
+    busy = (Account.STUDENT_STEP, Account.TEACHER_FORWARD)
+    plan = trial.trainee.plan
+    kept = plan.trained_layers(arm.shape) if arm.study.student.untrained_top == "drop" else arm.shape.layers
+    return {
+        "name": arm.arm.name,
+        "seed": seed,
+        "state": "done",
+        "objective": arm.arm.model_dump(mode="json")["objective"],
+        "phases": [
+            {"until": phase.until, "restart": phase.restart, "terms": [vars(term) for term in phase.terms]}
+            for phase in plan.phases
+        ],
+        "differs": arm.arm.differs,
+        "paper_code": plan.paper_code(),
+        "exported_layers": kept,
+        "corpus": corpus,
+        "teacher": teacher_facts(arm, voucher),
+        "steps": steps,
+        "skipped_steps": trial.progress.skipped,
+        "tokens": steps * trial.stream.tokens_per_step,
+        "unique_tokens": trial.stream.unique_tokens(steps),
+        "epochs": max(trial.stream.epochs(steps).values()),
+        "epochs_by_source": trial.stream.epochs(steps),
+        "charged": ledger.spent,
+        "unspent": ledger.remaining,
+        "step_price": ledger.price(expected),
+        "seconds": sum(ledger.amount(account, Unit.GPU_SECOND) for account in busy),
+        "wall_seconds": trial.progress.seconds,
+        "accounts": ledger.accounts(),
+        "scores": {},
+        "warnings": departures(arm, plan, kept, voucher),
+        "head_trained": trial.trainee.plan.trains_head,
+        "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
+        "objective_parameters": sum(p.numel() for p in plan.parameters()),
+        "untrained_parameters": [
+            n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")
+        ],
+        "micro_batch": trial.engine.micro_batch,
+        "accumulation": trial.engine.accumulation,
+    }
+
+
+def teacher_facts(arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | None:
+    """Who taught this arm, on what it was itself trained, and how it compared before step 1."""
+    if arm.teacher is None or arm.study.teacher is None:
+        return None
+    return {
+        **arm.study.teacher.model_dump(mode="json"),
+        "training_flop": next((c.amount for c in arm.upfront()), None),
+        "weights": weights_fingerprint(arm.teacher.path),
+        "corpus": arm.teacher.provenance.get("corpus"),
+        "before_training": None if voucher is None else vars(voucher),
+    }
+
+
+def departures(arm: ArmSetting, plan: Plan, kept: int, voucher: Voucher | None) -> list[str]:
+    """What a reader of this arm's result must know beside its objective's name."""
+    found = []
+    if options := plan.paper_code():
+        found.append(f"computes what the published code computed, not the definition: {', '.join(options)}")
+    if plan.needs_teacher and arm.study.teacher is not None and arm.study.teacher.dropout:
+        found.append(f"its teacher runs with dropout {arm.study.teacher.dropout:g}, as in the published code")
+    if kept < arm.shape.layers:
+        found.append(
+            f"the exported student has {kept} of {arm.shape.layers} layers: the others were never trained whole"
+        )
+    if voucher is not None and voucher.worse:
+        found.append(
+            f"its teacher is worse than the untrained student (MLM loss {voucher.teacher_loss:.3f} against "
+            f"{voucher.student_loss:.3f}), allowed by teacher.allow_worse"
+        )
+    return found
+
+
+def card(record: dict[str, Any]) -> dict[str, Any]:
+    """What travels with an exported student: enough to know what made it and what it cost."""
+    flop = {account: units.get("flop", 0) for account, units in record["accounts"].items()}
+    charged = ("STUDENT_STEP", "TEACHER_FORWARD", "OBJECTIVE")
+    return {
+        "made_by": "isobudget",
+        "objective": record["objective"],
+        "corpus": record["corpus"],
+        "seed": record["seed"],
+        "steps": record["steps"],
+        "tokens": record["tokens"],
+        "training_flop": sum(flop.get(account, 0) for account in charged),
+        "accounts": record["accounts"],
+        "untrained_parameters": record["untrained_parameters"],
+    }
