@@ -205,9 +205,9 @@ class Ledger:
         os.replace(temporary, self._path)
         lost: dict[Unit, int | float] = {}
         for row in parse_postings("".join(lines[postings:])):
-            for account, amount, unit, _ in row["charges"]:
-                if account != Account.LOST:
-                    lost[Unit(unit)] = lost.get(Unit(unit), 0) + amount
+            # A dropped LOST line is what an earlier crash lost since the same checkpoint: it is still lost.
+            for _, amount, unit, _ in row["charges"]:
+                lost[Unit(unit)] = lost.get(Unit(unit), 0) + amount
         return [Charge(Account.LOST, amount, unit) for unit, amount in sorted(lost.items())]
 
 

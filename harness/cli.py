@@ -7,7 +7,6 @@ everywhere and ignored, because the environment says the same.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError, IsoBudgetError, Preempted
+from harness.ranks import from_environment
 
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
@@ -73,8 +73,16 @@ def _launcher(parser: argparse.ArgumentParser) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; a bad one exits with 2, as argparse does."""
     # Launchers put --local_rank before the subcommand, where subparsers would not see it.
-    lifted = [a for a in arguments if a.startswith(("--local_rank=", "--local-rank="))]
-    rest = [a for a in arguments if a not in lifted]
+    lifted: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument in ("--local_rank", "--local-rank"):
+            lifted += [argument, next(waiting, "")]
+        elif argument.startswith(("--local_rank=", "--local-rank=")):
+            lifted.append(argument)
+        else:
+            rest.append(argument)
     if not rest or (rest[0] not in COMMANDS and rest[0] not in ("-h", "--help")):
         rest = ["run", *rest]
     return build_parser().parse_args([*rest, *lifted])
@@ -92,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
             options, given
         )
     except IsoBudgetError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if from_environment().is_main:
             print(f"isobudget: {type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -108,14 +116,14 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from harness.engine import connect
+    from harness.engine import check, connect
 
     if options.resume and not options.out:
         raise ConfigError(
             "--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR"
         )
     ranks = connect()
-    from harness.conduct import Conductor, guarded
+    from harness.conduct import Conductor
     from harness.progress import reporter
     from harness.rundir import RunDirectory
     from harness.setting import prepare
@@ -123,10 +131,11 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     tell = reporter(is_main=ranks.is_main, json=options.json)
     out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
     ds_config = ds_config or _default_engine()
+    check(ds_config, sequences=study.batch.sequences, world=ranks.world)
     # Everything is checked before the directory is made, by every rank alike.
     setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
     directory = RunDirectory(Path(out))
-    merged = guarded(ranks, lambda: directory.open(study, resume=options.resume))
+    merged = ranks.on_main(lambda: directory.open(study, resume=options.resume))
     if merged != study:
         setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
     if ranks.is_main:

@@ -21,7 +21,7 @@ from harness import environment
 from harness.budget import Account, Charge
 from harness.data.stream import SampleStream, evaluation_batches
 from harness.engine import Engine, device_of
-from harness.errors import IsoBudgetError
+from harness.errors import ConfigError
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, vouch
 from harness.hardware import bf16_in_hardware, has_cuda
@@ -69,7 +69,9 @@ class Conductor:
         """
         with StopFlag() as stop:
             missing = self.missing()
-            vouchers = guarded(self.ranks, lambda: self.vouchers(missing))
+            if missing:
+                self.ranks.on_main(self.refuse_mixed_precision)
+            vouchers = self.ranks.on_main(lambda: self.vouchers(missing))
             for arm, seed in missing:
                 self.train(arm, seed, stop, vouchers.get((arm.arm.name, seed)))
             from harness.evaluate.suite import Suite
@@ -81,6 +83,18 @@ class Conductor:
         trials = [(arm, seed) for seed in self.setting.study.seeds for arm in self.setting.arms.values()]
         done = [(self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" for arm, seed in trials]
         return [trial for trial, finished in zip(trials, self.ranks.share(done), strict=True) if not finished]
+
+    def refuse_mixed_precision(self) -> None:
+        """Finished trials of this directory and new ones must compute alike. Rank 0 only."""
+        now = self.setting.ds_config.precision
+        for seed in self.setting.study.seeds:
+            for name in self.setting.arms:
+                then = ((self.directory.record(name, seed) or {}).get("engine") or {}).get("precision", now)
+                if then != now:
+                    raise ConfigError(
+                        f"precision {now}", rule=f"arm {name} of this directory was trained in {then}",
+                        remedy="use the same ds_config, or another --out",
+                    )  # fmt: skip
 
     def vouchers(self, missing: list[tuple[ArmSetting, int]]) -> dict[tuple[str, int], Voucher]:
         """Load every teacher that will be needed, and compare it with the student it is to teach. Rank 0 only."""
@@ -262,17 +276,3 @@ class Conductor:
                 write_json(folder / f"{point}.json", place)
 
         return snapshot
-
-
-def guarded(ranks: Ranks, action: Callable[[], Any]) -> Any:
-    """Rank 0 acts; its result, or the error it met, reaches every rank, so none waits for another."""
-    outcome: tuple[Any, BaseException | None] = (None, None)
-    if ranks.is_main:
-        try:
-            outcome = (action(), None)
-        except IsoBudgetError as error:
-            outcome = (None, error)
-    value, error = ranks.share(outcome)
-    if error is not None:
-        raise error
-    return value

@@ -85,6 +85,28 @@ def device_of(ranks: Ranks) -> torch.device:
     return torch.device("cuda", ranks.local_rank) if has_cuda() else torch.device("cpu")
 
 
+def check(config: DsConfig, *, sequences: int, world: int) -> None:
+    """Let DeepSpeed read the configuration before anything is built.
+
+    Raises:
+        ConfigError: a nested key or value it does not know.
+    """
+    _import_deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(config.resolved(sequences=sequences, world=world, clip=None))
+    except Exception as error:  # pydantic's, DeepSpeed's own and plain assertions alike
+        details = error.errors()[0] if hasattr(error, "errors") else None
+        where = ".".join(str(part) for part in details["loc"]) if details else ""
+        said = details["msg"] if details else (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"{where or 'a key'} in {config.path or 'the default ds_config'}",
+            rule=f"DeepSpeed refuses it: {said}",
+            remedy="correct it",
+        ) from None
+
+
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that can be told to let one step pass: ZeRO-0 in fp32 applies non-finite gradients unaided."""
 
@@ -137,6 +159,10 @@ class Engine:
                 rule=f"DeepSpeed refuses it here: {error}",
                 remedy="choose another precision or stage",
             ) from None
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint and a record say of the engine that made them."""
+        return {"precision": self.config.precision, "zero_stage": self.config.stage, "world_size": self.ranks.world}
 
     @property
     def module(self) -> nn.Module:

@@ -15,6 +15,7 @@ from harness.budget import Account
 from harness.units import Unit, format_amount
 
 if TYPE_CHECKING:
+    from harness.models.shapes import Shape
     from harness.objectives.composition import Plan
     from harness.setting import ArmSetting, Setting
 
@@ -66,7 +67,7 @@ def estimate(setting: Setting) -> dict[str, Any]:
         training = sum(part.steps * seconds_by_phase[part.phase] for part in parts)
         flop_per_step = sum(c.amount for c in costs[0] if c.unit is Unit.FLOP)
         speed = flop_per_step / seconds_by_phase[0]
-        evaluation = evaluation_flop(setting, arm) / speed
+        evaluation = evaluation_flop(setting, arm.shape, curve=plan.trains_head) / speed
         tokens = steps * arm.size.tokens
         row: dict[str, Any] = {
             "name": arm.arm.name,
@@ -74,7 +75,7 @@ def estimate(setting: Setting) -> dict[str, Any]:
             "charged_per_step": price if price else seconds_by_phase[0],
             "steps": steps,
             "tokens": tokens,
-            "epochs": tokens / setting.corpus.tokens("train"),
+            "epochs": epochs(setting, arm, steps),
             "seconds": training + evaluation,
             "training_seconds": training,
             "evaluation_seconds": evaluation,
@@ -100,7 +101,7 @@ def estimate(setting: Setting) -> dict[str, Any]:
         "budget": {"unit": study.limit.unit.value, "limit": study.limit.limit},
         "seeds": study.seeds,
         "arms": arms,
-        "seconds": seeds * sum(row["seconds"] for row in arms),
+        "seconds": seeds * sum(row["seconds"] for row in arms) + reference_flop(setting) / speed,
         "notes": notes,
     }
 
@@ -172,18 +173,34 @@ def _random_teacher(arm: ArmSetting) -> Any:
     return family_of(model.float().eval().requires_grad_(False), arm.teacher.shape)
 
 
-def evaluation_flop(setting: Setting, arm: ArmSetting) -> int:
-    """Closed-form FLOPs of evaluating one student; probes at their longest."""
+def epochs(setting: Setting, arm: ArmSetting, steps: int) -> float:
+    """Passes over the most repeated source: the number a run's record gives."""
+    from harness.data.stream import SampleStream
+
+    sequences = arm.size.sequences
+    stream = SampleStream(setting.corpus, seed=0, sequences=sequences, micro_batch=sequences)
+    return max(stream.epochs(steps).values())
+
+
+def reference_flop(setting: Setting) -> int:
+    """Closed-form FLOPs of evaluating the untrained student and the teacher, once a study."""
+    shapes = [next(iter(setting.arms.values())).shape]
+    shapes += [arm.teacher.shape for arm in setting.arms.values() if arm.teacher is not None][:1]
+    return sum(evaluation_flop(setting, shape, curve=False) for shape in shapes)
+
+
+def evaluation_flop(setting: Setting, shape: Shape, *, curve: bool) -> int:
+    """Closed-form FLOPs of evaluating one model; probes at their longest."""
     from harness.models.signals import Needs
 
-    spec, shape, length = setting.study.evaluation, arm.shape, arm.size.length
+    spec, length = setting.study.evaluation, setting.study.data.block_length
     masked = setting.study.data.masking.count(length)
 
     def forward(sequences: int, needs: Needs) -> int:
         return needs.forward_flops(shape, sequences=sequences, length=length, masked=sequences * masked)
 
     body, head = Needs(states=frozenset({shape.layers})), Needs(logits="masked")
-    flop = forward(spec.mlm_blocks * (1 + spec.curve_points), head)
+    flop = forward(spec.mlm_blocks * (1 + (spec.curve_points if curve else 0)), head)
     if spec.readout is not None:
         once = forward(spec.readout.blocks + 2 * spec.mlm_blocks, body)
         once += 2 * 3 * shape.head_flops(spec.readout.steps * spec.readout.positions)

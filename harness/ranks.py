@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from harness.errors import IsoBudgetError
 
 
 @dataclass
@@ -35,6 +38,25 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Rank 0 acts; its result, or the error it met, reaches every rank, so none waits for another."""
+        outcome: tuple[Any, IsoBudgetError | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (action(), None)
+            except IsoBudgetError as error:
+                outcome = (None, error)
+        value, error = self.share(outcome)
+        if error is not None:
+            raise error
+        return value
+
+    def agree(self, error: IsoBudgetError | None) -> None:
+        """Raise the first error any rank met, on every rank; ranks that met none pass their None."""
+        errors = [e for e in self.gather(error) if e is not None]
+        if errors:
+            raise errors[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""

@@ -52,6 +52,8 @@ class RunDirectory:
         Raises:
             ConfigError: in use by another process, foreign files, another study, or unfinished without `resume`.
         """
+        if resume and not (self.root / STUDY).exists():
+            raise ConfigError(f"--resume {self.root}", rule="there is no run to resume", remedy="leave out --resume")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -74,11 +76,6 @@ class RunDirectory:
                     f"output directory {self.root} holds {foreign[0]}", rule="it is not a study of this harness",
                     remedy="choose an empty or new --out",
                 )  # fmt: skip
-            if resume:
-                self.close()
-                raise ConfigError(
-                    f"--resume {self.root}", rule="there is no run to resume", remedy="leave out --resume"
-                )
             merged = study
         else:
             try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from harness.data.corpus import Corpus
+    from harness.data.probes import ProbeData
     from harness.meters.base import Meter
     from harness.models.teacher import TeacherInfo
     from harness.objectives.base import StepSize
@@ -96,6 +97,23 @@ class Setting:
     special: dict[str, int]
     corpus: Corpus
     world: int
+
+    @cached_property
+    def probes(self) -> dict[str, ProbeData]:
+        """Every probe the study asks for, by task; ConfigError or DataError where the corpus cannot make it."""
+        spec = self.study.evaluation.probes
+        if spec is None:
+            return {}
+        from harness.data.probes import build_probe
+
+        length = min(self.study.data.block_length, *(arm.shape.max_length for arm in self.arms.values()))
+        return {
+            task: build_probe(
+                task, self.corpus, self.tokenizer, train_examples=spec.train_examples,
+                test_examples=spec.test_examples, max_length=length,
+            )
+            for task in spec.tasks
+        }  # fmt: skip
 
     @cached_property
     def vocab(self) -> int:
@@ -214,5 +232,5 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, corpus=corpus, world=world,
         special={"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask},
     )  # fmt: skip
-    _ = setting.arms
+    _ = setting.arms, setting.probes
     return setting

@@ -193,6 +193,15 @@ class EvaluationSpec(Spec):
     readout: ReadoutSpec | None = ReadoutSpec()
     probes: ProbeSpec | None = None
 
+    def scores(self) -> list[str]:
+        """Every score this evaluation makes; `main` is one of them."""
+        found = ["mlm.loss", "mlm.accuracy"]
+        if self.readout is not None:
+            found += ["readout.loss", "readout.accuracy"]
+        if self.probes is not None and self.probes.tasks:
+            found += [*(f"probe.{task}" for task in self.probes.tasks), "probe.mean"]
+        return found
+
 
 class ArmSpec(Spec):
     """One contestant. `differs` declares every departure from the shared recipe, e.g. optimizer.lr."""
@@ -238,6 +247,11 @@ class StudySpec(Spec):
             twice = sorted({v for v in values if values.count(v) > 1}, key=str)
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is listed twice")
+        if self.evaluation.main not in self.evaluation.scores():
+            raise ValueError(
+                f"evaluation.main {self.evaluation.main!r} is not a score this study makes: "
+                f"{', '.join(self.evaluation.scores())}"
+            )
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the arms {', '.join(names)}")
         return self
@@ -270,6 +284,10 @@ class StudySpec(Spec):
         tree = self.model_dump(mode="json")
         for key in ("arms", "seeds", "baseline", "evaluation", "question", "checkpoints"):
             tree.pop(key)
+        # The same limit however it is spelt; and a permission is no part of what was computed.
+        tree["budget"] = [self.limit.limit, self.limit.unit.value]
+        if tree["teacher"]:
+            tree["teacher"].pop("allow_worse", None)
         return tree
 
     def fingerprint(self) -> str:
@@ -303,7 +321,7 @@ def load(
             )
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {assignment}", rule="the value is not YAML", remedy="quote it") from error
         _assign(tree, key, _number(value))
     if budget is not None:
@@ -370,7 +388,7 @@ def _read(study: str) -> Any:
             )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"study {study!r}", rule=f"malformed YAML: {error}", remedy="correct the file") from None
     return _numbers(copy.deepcopy(tree))
 

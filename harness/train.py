@@ -20,7 +20,7 @@ from harness.budget import Account, Charge, Ledger
 from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
 from harness.engine import Engine
-from harness.errors import ConfigError, NumericError, Preempted
+from harness.errors import CheckpointError, ConfigError, NumericError, Preempted
 from harness.meters.base import Meter
 from harness.meters.device_time import DeviceClock
 from harness.models.signals import Signals
@@ -28,6 +28,7 @@ from harness.models.teacher import Teacher
 from harness.ranks import Ranks
 from harness.study import ScheduleSpec
 from harness.trainee import Groups, Trainee
+from harness.units import Unit
 
 # A diverged run skips every step; a healthy fp16 run skips a few while its loss scale settles.
 MAX_SKIPPED_IN_A_ROW = 25
@@ -87,6 +88,7 @@ class Trial:
     watcher: Watcher | None = None
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
+    saving_s: float = 0.0
 
     # -- the loop ----------------------------------------------------------------------------------
     def run(self) -> Progress:
@@ -119,6 +121,7 @@ class Trial:
                 terms = self._step(next(batches), phase)
                 self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)
                 self.progress.step += 1
+                self._give_up_if_diverged()
                 loss_sum += terms["total"].detach()
                 loss_count += 1
 
@@ -149,14 +152,18 @@ class Trial:
                 remedy="raise the budget",
             )
         self.ledger.post(self.clock.flush(), step=self.progress.step)
+        (saving,) = self.ranks.add([self.saving_s])
+        if saving:
+            self.ledger.post([Charge(Account.CHECKPOINT, saving, Unit.GPU_SECOND, "measured")], step=self.progress.step)
         self.progress.seconds = time.monotonic() - started
         self.ledger.sync()
         return self.progress
 
     def _step(self, batches: list[Batch], phase: int) -> dict[str, torch.Tensor]:
-        """One optimizer step: forward and backward of every micro-batch, then the update."""
+        """One optimizer step: forward and backward of every micro-batch, then the update; the terms' means."""
         needs = self.trainee.plan.teacher_needs(phase)
         applied = True
+        sums: dict[str, torch.Tensor] = {}
         for batch in batches:
             signals = Signals()
             if self.teacher is not None and needs:
@@ -166,17 +173,23 @@ class Trial:
                 terms = self.engine(batch, signals, phase)
                 self.engine.backward(terms["total"])
                 applied = self.engine.step()
+            for name, value in terms.items():
+                share = value.detach() / len(batches)
+                sums[name] = sums[name] + share if name in sums else share
         if applied:
             self.progress.skipped_in_a_row = 0
         else:
             self.progress.skipped += 1
             self.progress.skipped_in_a_row += 1
-            if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-                raise NumericError(
-                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite gradient (now step {self.progress.step})",
-                    rule="training has diverged", remedy="lower optimizer.lr or change the precision",
-                )  # fmt: skip
-        return terms
+        return sums
+
+    def _give_up_if_diverged(self) -> None:
+        """Called after the step was posted: what was attempted is paid."""
+        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NumericError(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite gradient (now step {self.progress.step})",
+                rule="training has diverged", remedy="lower optimizer.lr or change the precision",
+            )  # fmt: skip
 
     # -- on the way --------------------------------------------------------------------------------
     def _log(self, loss: float, terms: dict[str, torch.Tensor], tokens_per_s: float) -> None:
@@ -218,7 +231,8 @@ class Trial:
     def _save(self) -> None:
         self.ledger.post(self.clock.flush(), step=self.progress.step)
         self.ledger.sync()
-        state = {"ledger": self.ledger.state(), "progress": vars(self.progress)}
+        begun = time.monotonic()
+        state = {"ledger": self.ledger.state(), "progress": vars(self.progress), "engine": self.engine.facts()}
 
         def write(folder: Path) -> None:
             self.engine.save(folder)
@@ -227,15 +241,22 @@ class Trial:
         checkpoint.save(
             self.directory / "checkpoints", step=self.progress.step, state=state, ranks=self.ranks, write=write
         )
+        # Posted when the run ends: a line after the state just saved would read as lost work on a resume.
+        self.saving_s += time.monotonic() - begun
 
     def resume(self) -> bool:
         """Continue from the newest intact checkpoint; False when there is none to continue from."""
-        found = self.ranks.share(checkpoint.newest(self.directory / "checkpoints") if self.ranks.is_main else None)
+        found = self.ranks.on_main(lambda: checkpoint.newest(self.directory / "checkpoints"))
         if found is None:
             # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
             self._post_lost(self.ledger.restore(self.ledger.state()))
             return False
         folder, state = found
+        if state["engine"] != self.engine.facts():
+            raise CheckpointError(
+                f"a checkpoint of {state['engine']}", rule=f"this run has {self.engine.facts()}",
+                remedy="resume with the same ds_config and number of ranks",
+            )  # fmt: skip
         self.engine.load(folder)
         torch.set_rng_state(torch.load(folder / f"rng-{self.ranks.rank}.pt", weights_only=True))
         lost = self.ledger.restore(state["ledger"])

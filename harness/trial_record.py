@@ -57,6 +57,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "untrained_parameters": [
             n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")
         ],
+        "engine": trial.engine.facts(),
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,
     }

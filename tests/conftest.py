@@ -12,6 +12,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+
+# Machines that run tests are busy machines: a slow example is no failing example.
+settings.register_profile("isobudget", deadline=None)
+settings.load_profile("isobudget")
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

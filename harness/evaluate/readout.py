@@ -109,9 +109,10 @@ def evaluate(
     return {"readout.loss": loss, "readout.accuracy": accuracy, "readout.layer": float(layer)}
 
 
-def flops(subject: Subject, *, blocks: int, length: int, spec: ReadoutSpec) -> int:
-    """Closed-form FLOPs: the body's forwards over `blocks` blocks and the heads' training."""
+def flops(subject: Subject, *, blocks: int, judged: int, length: int, spec: ReadoutSpec) -> int:
+    """Closed-form FLOPs: the body's forwards over `blocks` blocks, the heads' training, and their forwards at
+    `judged` validation and test positions."""
     body = Needs(states=frozenset({subject.shape.layers}))
     forwards = body.forward_flops(subject.shape, sequences=blocks, length=length, masked=0)
     heads = len(layers_tried(subject.shape.layers)) * 3 * subject.shape.head_flops(spec.steps * spec.positions)
-    return forwards + heads
+    return forwards + heads + len(layers_tried(subject.shape.layers)) * subject.shape.head_flops(judged)

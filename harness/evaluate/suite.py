@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from harness.data.stream import Batch, evaluation_batches
 from harness.engine import device_of
-from harness.errors import Preempted
+from harness.errors import IsoBudgetError, Preempted
 from harness.evaluate import mlm, readout
 from harness.evaluate.subject import Subject
 from harness.models.student import build_student
@@ -70,9 +70,13 @@ class Suite:
     def run(self) -> None:
         """Compute what is missing, then write scores into records and references."""
         candidates = self.candidates()
-        for candidate in candidates[self.ranks.rank :: self.ranks.world]:
-            self.evaluate(candidate)
-        self.ranks.barrier()
+        failure: IsoBudgetError | None = None
+        try:
+            for candidate in candidates[self.ranks.rank :: self.ranks.world]:
+                self.evaluate(candidate)
+        except IsoBudgetError as error:
+            failure = error
+        self.ranks.agree(failure)
         if self.ranks.is_main:
             self.publish(candidates)
         self.ranks.barrier()
@@ -144,9 +148,13 @@ class Suite:
         if item == "readout":
             assert self.spec.readout is not None
             spec = self.spec.readout
-            blocks = spec.blocks + 2 * self.spec.mlm_blocks
+            batches = self.readout_batches
+            blocks = sum(batch.input_ids_BT.shape[0] for part in batches.values() for batch in part)
+            judged = sum(batch.labels_N.numel() for part in ("validation", "test") for batch in batches[part])
             scores = readout.evaluate(subject, **self.readout_batches, spec=spec)
-            return scores, readout.flops(subject, blocks=blocks, length=self.setting.study.data.block_length, spec=spec)
+            return scores, readout.flops(
+                subject, blocks=blocks, judged=judged, length=self.setting.study.data.block_length, spec=spec
+            )
         from harness.evaluate import probes
 
         assert self.spec.probes is not None
@@ -189,22 +197,8 @@ class Suite:
         }
 
     def probe(self, task: str) -> ProbeData:
-        from harness.data.probes import build_probe
-
-        if task not in self._probes:
-            assert self.spec.probes is not None
-            length = min(
-                self.setting.study.data.block_length, *(arm.shape.max_length for arm in self.setting.arms.values())
-            )
-            self._probes[task] = build_probe(
-                task, self.setting.corpus, self.setting.tokenizer, train_examples=self.spec.probes.train_examples,
-                test_examples=self.spec.probes.test_examples, max_length=length,
-            )  # fmt: skip
-        return self._probes[task]
-
-    @cached_property
-    def _probes(self) -> dict[str, ProbeData]:
-        return {}
+        """Built, and refused, before anything was spent."""
+        return self.setting.probes[task]
 
     # -- results -------------------------------------------------------------------------------------
     def publish(self, candidates: list[Candidate]) -> None:

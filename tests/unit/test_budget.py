@@ -90,3 +90,20 @@ def test_a_ledger_of_another_budget_is_refused() -> None:
     state = Ledger(Budget(100, Unit.FLOP), charged=CHARGED).state()
     with pytest.raises(CheckpointError, match="this study has 200"):
         Ledger(Budget(200, Unit.FLOP), charged=CHARGED).restore(state)
+
+
+def test_a_second_crash_does_not_forget_what_the_first_one_lost(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
+    ledger.post([flop(10)], step=0)
+    state = ledger.state()
+    lost: list[Charge] = []
+    for redone in (20, 10):  # two crashes since one checkpoint
+        ledger.post([flop(redone)], step=1)
+        ledger.close()
+        ledger = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
+        lost = ledger.restore(state)
+        ledger.post(lost, step=1)
+    assert lost == [Charge(Account.LOST, 30, Unit.FLOP)]
+    assert ledger.accounts()["LOST"] == {"flop": 30}
+    assert ledger.spent == 10

@@ -48,6 +48,7 @@ def test_help_answers_at_once_without_torch(root: Path) -> None:
         (["--local_rank=0", "run", "--study", "x"], ("run", "x", None)),
         (["run", "--study", "x", "--local-rank", "1"], ("run", "x", None)),
         (["plan", "--study", "x", "--local-rank=3"], ("plan", "x", None)),
+        (["--local_rank", "0", "plan", "--study", "x"], ("plan", "x", None)),
     ],
 )
 def test_no_subcommand_means_run_and_local_rank_is_accepted_anywhere(arguments: list[str], expected: tuple) -> None:
@@ -96,6 +97,12 @@ BAD_INPUT = [
     (["--study", "{tiny}", "--set", "teacher.path=/no/such/teacher"], 3, "no such folder"),
     (["--study", "{tiny}", "--set", "data.sources.0.path=/no/such/corpus"], 3, "/no/such/corpus"),
     (["--study", "{tiny}", "--resume"], 2, "--out"),
+    (["--study", "{tiny}", "--out", "absent", "--resume"], 2, "no run to resume"),
+    (["--study", "{tiny}", "--set", "name=2024-13-45"], 2, "name"),
+    (["--study", "{tiny}", "--set", "evaluation.main=bogus"], 2, "not a score this study makes"),
+    (["--study", "{tiny}", "--set", "evaluation.probes={tasks: [bogus]}"], 2, "bogus"),
+    (["--study", "{tiny}", "--set", "evaluation.probes={tasks: [package]}"], 3, "package"),
+    (["--study", "{tiny}", "--ds_config", "{nested}"], 2, "reduce_buckt_size"),
     (["report", "/no/such/run"], 2, "no such directory"),
 ]
 
@@ -108,13 +115,16 @@ def test_bad_input_is_one_line_and_costs_nothing(
     arguments: list[str], code: int, message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    filled = [argument.format(tiny=tiny.file) if argument == "{tiny}" else argument for argument in arguments]
+    nested = tiny.folder / "nested.json"
+    nested.write_text('{"zero_optimization": {"stage": 1, "reduce_buckt_size": 5}}')
+    places = {"{tiny}": str(tiny.file), "{nested}": str(nested)}
+    filled = [places.get(argument, argument) for argument in arguments]
     assert cli.main(filled) == code
     error = capsys.readouterr().err
     assert message in error
     assert len([line for line in error.splitlines() if line.startswith("isobudget:")]) == 1
     assert "Traceback" not in error
-    assert not (tmp_path / "runs").exists(), "nothing was begun"
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
 
 
 def test_a_teacher_with_another_tokenizer_or_missing_weights_is_refused(

@@ -103,6 +103,11 @@ def test_the_science_is_all_but_arms_seeds_and_evaluation() -> None:
     assert base.fingerprint() == more.fingerprint() != other.fingerprint()
 
 
+def test_the_same_limit_in_other_words_is_the_same_science() -> None:
+    said, spelt = (validate({**MINIMAL, "budget": text}, where="s") for text in ("1.6 Tflop", "1.6e12flop"))
+    assert said.fingerprint() == spelt.fingerprint()
+
+
 def test_an_arm_differs_only_as_declared() -> None:
     study = validate({**MINIMAL, "arms": [{"name": "a"}, {"name": "b", "differs": {"optimizer.lr": 1e-3}}]}, where="s")
     plain, declared = (study.for_arm(arm) for arm in study.arms)
