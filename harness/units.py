@@ -116,8 +116,8 @@ _SCALES: dict[Unit, tuple[tuple[float, str], ...]] = {
         (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP"),
     ),
     Unit.TOKEN: ((1e9, "B tokens"), (1e6, "M tokens"), (1e3, "k tokens"), (1, "tokens")),
-    Unit.GPU_SECOND: ((3600, "GPU-hours"), (60, "GPU-min"), (1, "GPU-s")),
-    Unit.ALLOCATED_GPU_SECOND: ((3600, "allocated GPU-hours"), (60, "allocated GPU-min"), (1, "allocated GPU-s")),
+    Unit.GPU_SECOND: ((3600, "device-hours"), (60, "device-min"), (1, "device-s")),
+    Unit.ALLOCATED_GPU_SECOND: ((3600, "allocated device-hours"), (60, "allocated device-min"), (1, "allocated device-s")),
     Unit.JOULE: ((3.6e6, "kWh"), (3.6e3, "Wh"), (1, "J")),
     Unit.SECOND: ((3600, "h"), (60, "min"), (1, "s")),
 }  # fmt: skip

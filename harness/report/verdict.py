@@ -133,6 +133,9 @@ def _more(c: Comparison) -> tuple[int | None, str]:
         f"{_seeds(c.n)} give a difference of {observed} with a 95 % interval of "
         f"{numbers.interval(c.low, c.high, c.metric, signs=True)} {numbers.unit(c.metric)}"
     )
+    if c.low is not None and c.high is not None and c.low * c.high > 0 and c.p_holm is not None:
+        # The interval is of this pair alone: say why excluding zero is not enough among several.
+        reason += f", but p = {c.p_holm:.2g} once corrected for the number of comparisons"
     return max(1, c.seeds_needed - c.n), reason
 
 

@@ -56,8 +56,8 @@ def test_axis_labels_share_their_decimals() -> None:
     [
         (1e13, "flop", 1e12, "TFLOP"),
         (3.2e6, "token", 1e6, "M tokens"),
-        (54.0, "gpu-second", 1, "GPU-s"),
-        (7200.0, "allocated-gpu-second", 3600, "allocated GPU-hours"),
+        (54.0, "gpu-second", 1, "device-s"),
+        (7200.0, "allocated-gpu-second", 3600, "allocated device-hours"),
         (5e5, "joule", 3600, "Wh"),
         (90.0, "second", 60, "min"),
         (5.0, "parsec", 1, "parsec"),
