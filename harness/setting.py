@@ -227,7 +227,7 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
         parse(arm.objective)
     tokenizer, fingerprint = load_tokenizer(study.data.tokenizer)
     special = special_ids(tokenizer)
-    corpus = prepare_corpus(study.data, vocab_limit=len(tokenizer))
+    corpus = prepare_corpus(study.data, vocab_limit=len(tokenizer), tell=tell)
     setting = Setting(
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, corpus=corpus, world=world,
         special={"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask},
