@@ -94,8 +94,9 @@ def check(config: DsConfig, *, sequences: int, world: int) -> None:
     _import_deepspeed()
     from deepspeed.runtime.config import DeepSpeedConfig
 
+    resolved = config.resolved(sequences=sequences, world=world, clip=None)
     try:
-        DeepSpeedConfig(config.resolved(sequences=sequences, world=world, clip=None))
+        DeepSpeedConfig(resolved)
     except Exception as error:  # pydantic's, DeepSpeed's own and plain assertions alike
         details = error.errors()[0] if hasattr(error, "errors") else None
         where = ".".join(str(part) for part in details["loc"]) if details else ""
