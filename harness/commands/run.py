@@ -1,0 +1,68 @@
+"""`run`: train, evaluate, compare and report a study."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+
+from harness.commands._report import show_report
+from harness.commands._study import default_engine, inputs, study_flags
+from harness.errors import ConfigError, IsoBudgetError, Preempted
+
+HELP = "train, evaluate, compare and report a study (the default)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    study_flags(parser)
+    parser.add_argument("--out", metavar="DIR", help="where results go (default runs/<study>/<time>)")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished run in --out")
+
+
+def execute(options: argparse.Namespace, given: list[str]) -> int:
+    study, ds_config = inputs(options)
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from harness.engine import check, connect
+
+    if options.resume and not options.out:
+        raise ConfigError(
+            "--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR"
+        )
+    ranks = connect()
+    from harness.conduct import Conductor
+    from harness.progress import reporter
+    from harness.rundir import RunDirectory
+    from harness.setting import prepare
+
+    tell = reporter(is_main=ranks.is_main, json=options.json)
+    out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
+    ds_config = ds_config or default_engine()
+    check(ds_config, sequences=study.batch.sequences, world=ranks.world)
+    # Everything is checked before the directory is made, by every rank alike.
+    setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
+    directory = RunDirectory(Path(out))
+    merged = ranks.on_main(lambda: directory.open(study, resume=options.resume))
+    if merged != study:
+        setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
+    if ranks.is_main:
+        directory.status("running")
+    command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
+    try:
+        Conductor(setting, directory, ranks, tell, command=command, resume=options.resume).run()
+        if ranks.is_main:
+            directory.status("done")
+            show_report(directory.root, as_json=options.json)
+    except BaseException as error:
+        if ranks.is_main:
+            code = error.exit_code if isinstance(error, IsoBudgetError) else 1
+            asked_to_stop = isinstance(error, Preempted | KeyboardInterrupt)
+            directory.status("interrupted" if asked_to_stop else "failed", exit_code=code, message=str(error))
+        raise
+    finally:
+        if ranks.is_main:
+            directory.close()
+    ranks.barrier()
+    return 0

@@ -1,0 +1,35 @@
+"""A study: arms that share one budget, one stream of data, one schedule and one evaluation.
+
+Read from YAML and validated before anything is spent. The study owns the science; a ds_config owns the engine.
+One file per block of a study file; `study.py` holds the whole, `reading.py` reads it.
+"""
+
+from harness.study.data import DataSpec, MaskingSpec, SourceSpec
+from harness.study.evaluation import EvaluationSpec, ProbeSpec, ReadoutSpec
+from harness.study.models import ModelSpec, TeacherSpec
+from harness.study.reading import STUDIES, load, names, validate
+from harness.study.recipe import CHARGEABLE, AccountingSpec, BatchSpec, OptimizerSpec, ScheduleSpec
+from harness.study.study import MAY_DIFFER, ArmSpec, StudySpec
+
+__all__ = [
+    "CHARGEABLE",
+    "MAY_DIFFER",
+    "STUDIES",
+    "AccountingSpec",
+    "ArmSpec",
+    "BatchSpec",
+    "DataSpec",
+    "EvaluationSpec",
+    "MaskingSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "ProbeSpec",
+    "ReadoutSpec",
+    "ScheduleSpec",
+    "SourceSpec",
+    "StudySpec",
+    "TeacherSpec",
+    "load",
+    "names",
+    "validate",
+]

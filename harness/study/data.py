@@ -1,0 +1,55 @@
+"""The data blocks of a study: sources, tokenizer, blocks, masking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from harness.study.spec import NAME, Fraction, Positive, Spec
+
+
+class SourceSpec(Spec):
+    """One corpus: `python-docs`, a local folder or file (parquet, jsonl, text), or a Hub dataset."""
+
+    path: str = "python-docs"
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+    config: str | None = None
+    text_column: str = "text"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def label(self) -> str:
+        """The source's name in records and probes."""
+        return self.name or Path(self.path).name
+
+
+class MaskingSpec(Spec):
+    """BERT's corruption: `fraction` of each block's tokens, of them 80/10/10 mask/random/keep."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    replace: Fraction = 0.8
+    random: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _shares(self) -> MaskingSpec:
+        if self.replace + self.random > 1:
+            raise ValueError("replace + random must not exceed 1; the rest of the positions keeps its token")
+        return self
+
+    def count(self, block_length: int) -> int:
+        """Masked positions in every block: a constant, so that every step costs the same."""
+        return max(1, round(self.fraction * block_length))
+
+
+class DataSpec(Spec):
+    """What is read, how it is cut into blocks, and how blocks are masked."""
+
+    sources: Annotated[list[SourceSpec], Field(min_length=1)] = Field(default_factory=lambda: [SourceSpec()])
+    tokenizer: str = "builtin"
+    block_length: Annotated[int, Field(ge=8)] = 128
+    masking: MaskingSpec = MaskingSpec()
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.10
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.06
+    limit_tokens: Positive | None = None

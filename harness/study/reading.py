@@ -1,0 +1,95 @@
+"""Reading studies: by name or file, with the command line's changes, validated before anything is spent."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import ConfigError
+from harness.study.keys import assign, number, numbers
+from harness.study.study import StudySpec, validated
+
+STUDIES = Path(__file__).parents[1] / "studies"
+
+
+def names() -> list[str]:
+    """The studies that ship with the harness."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def load(
+    study: str,
+    *,
+    arms: list[str] | None = None,
+    seeds: list[int] | None = None,
+    budget: str | None = None,
+    assignments: list[str] | None = None,
+) -> StudySpec:
+    """Read a named study or a YAML file, apply the command line's changes, and validate the result.
+
+    Raises:
+        ConfigError: unknown study, arm, key or unit; malformed YAML; a value outside its range.
+    """
+    tree = _read(study)
+    for assignment in assignments or []:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"--set {assignment}", rule="an assignment is KEY=VALUE", remedy="for example --set optimizer.lr=1e-3"
+            )
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"--set {assignment}", rule="the value is not YAML", remedy="quote it") from error
+        assign(tree, key, number(value))
+    if budget is not None:
+        tree["budget"] = budget
+    if seeds is not None:
+        tree["seeds"] = seeds
+    spec = validate(tree, where=study)
+    if arms is not None:
+        known = {arm.name: arm for arm in spec.arms}
+        for name in arms:
+            if name not in known:
+                raise ConfigError(
+                    f"arm {name!r}", rule=f"{study} has the arms {', '.join(known)}", remedy="pick from those"
+                )
+        baseline = spec.baseline if spec.baseline in arms else None
+        spec = validate(
+            {
+                **spec.model_dump(mode="json"),
+                "arms": [known[n].model_dump(mode="json") for n in arms],
+                "baseline": baseline,
+            },
+            where=study,
+        )
+    return spec
+
+
+def validate(tree: Any, *, where: str) -> StudySpec:
+    """Turn plain YAML into a StudySpec, every arm's own view included; the first offending key is named."""
+    spec = validated(tree, where=where)
+    for arm in spec.arms:
+        spec.for_arm(arm)
+    return spec
+
+
+def _read(study: str) -> Any:
+    path = Path(study)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"study {study!r}", rule="no such file", remedy="give a path that exists")
+    else:
+        path = STUDIES / f"{study}.yaml"
+        if study not in names():
+            raise ConfigError(
+                f"study {study!r}", rule="unknown study", remedy=f"known are {', '.join(names())}, or a path to a .yaml"
+            )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"study {study!r}", rule=f"malformed YAML: {error}", remedy="correct the file") from None
+    return numbers(copy.deepcopy(tree))

@@ -1,0 +1,138 @@
+"""A study: arms that share one budget, one stream of data, one schedule and one evaluation.
+
+Whatever is not said under `arms` is shared, so arms differ in their objective alone unless they declare
+another difference under `differs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from harness.budget import Account, Budget
+from harness.errors import ConfigError
+from harness.study.data import DataSpec
+from harness.study.evaluation import EvaluationSpec
+from harness.study.keys import assign
+from harness.study.models import ModelSpec, TeacherSpec
+from harness.study.recipe import AccountingSpec, BatchSpec, OptimizerSpec, ScheduleSpec
+from harness.study.spec import NAME, Spec
+
+# The blocks an arm may depart from, if it declares so; everything else is what makes arms comparable.
+MAY_DIFFER = ("student", "optimizer", "schedule", "teacher", "batch")
+
+
+class ArmSpec(Spec):
+    """One contestant. `differs` declares every departure from the shared recipe, e.g. optimizer.lr."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    objective: str | dict[str, Any] = "mlm"
+    differs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _undeclared(cls, tree: Any) -> Any:
+        shared = sorted(set(tree) & set(MAY_DIFFER)) if isinstance(tree, dict) else []
+        if shared:
+            raise ValueError(
+                f"{shared[0]} is shared by all arms; declare a departure as differs: {{{shared[0]}.<key>: <value>}}"
+            )
+        return tree
+
+
+class StudySpec(Spec):
+    """The whole study. Everything outside `arms` and `seeds` is the same object for every arm."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    question: str = ""
+    budget: str
+    accounting: AccountingSpec = AccountingSpec()
+    data: DataSpec = DataSpec()
+    student: ModelSpec = ModelSpec()
+    teacher: TeacherSpec | None = None
+    batch: BatchSpec = BatchSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    arms: Annotated[list[ArmSpec], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field(
+        default_factory=lambda: [1]
+    )
+    baseline: str | None = None
+    evaluation: EvaluationSpec = EvaluationSpec()
+    checkpoints: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        names = [arm.name for arm in self.arms]
+        listed: tuple[tuple[str, list[Any]], ...] = (("arm", names), ("seed", self.seeds))
+        for what, values in listed:
+            twice = sorted({v for v in values if values.count(v) > 1}, key=str)
+            if twice:
+                raise ValueError(f"{what} {twice[0]!r} is listed twice")
+        if self.evaluation.main not in self.evaluation.scores():
+            raise ValueError(
+                f"evaluation.main {self.evaluation.main!r} is not a score this study makes: "
+                f"{', '.join(self.evaluation.scores())}"
+            )
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline {self.baseline!r} is not one of the arms {', '.join(names)}")
+        return self
+
+    @property
+    def limit(self) -> Budget:
+        return Budget.parse(self.budget)
+
+    @property
+    def charged(self) -> frozenset[Account]:
+        return frozenset(self.accounting.charged)
+
+    def for_arm(self, arm: ArmSpec) -> StudySpec:
+        """The study as this arm sees it: the shared recipe with the arm's declared differences."""
+        if not arm.differs:
+            return self
+        tree = self.model_dump(mode="json")
+        for key, value in arm.differs.items():
+            if key.split(".")[0] not in MAY_DIFFER:
+                raise ConfigError(
+                    f"arms.{arm.name}.differs.{key}",
+                    rule="an arm may differ in student, teacher, optimizer, schedule or batch only",
+                    remedy="budget, data, evaluation and accounting are shared, or arms would not be comparable",
+                )
+            assign(tree, key, value)
+        return validated(tree, where=f"arm {arm.name}")
+
+    def science(self) -> dict[str, Any]:
+        """What two runs must share to be compared: all but the list of arms, seeds and evaluations."""
+        tree = self.model_dump(mode="json")
+        for key in ("arms", "seeds", "baseline", "evaluation", "question", "checkpoints"):
+            tree.pop(key)
+        # The same limit however it is spelt; and a permission is no part of what was computed.
+        tree["budget"] = [self.limit.limit, self.limit.unit.value]
+        if tree["teacher"]:
+            tree["teacher"].pop("allow_worse", None)
+        return tree
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def validated(tree: Any, *, where: str) -> StudySpec:
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"study {where}", rule="a study file is a mapping of keys", remedy="see harness/studies/quickstart.yaml"
+        )
+    try:
+        spec = StudySpec.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"]) or "study"
+        given = "" if isinstance(first.get("input"), dict) else f" = {first.get('input')!r}"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown key"
+        raise ConfigError(f"{path}{given}", rule=message, remedy=f"correct it in {where}") from None
+    _ = spec.limit  # an unreadable budget fails here
+    return spec
