@@ -67,9 +67,9 @@ class StudySpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
         names = [arm.name for arm in self.arms]
-        listed: tuple[tuple[str, list[Any]], ...] = (("arm", names), ("seed", self.seeds))
-        for what, values in listed:
-            twice = sorted({v for v in values if values.count(v) > 1}, key=str)
+        listed: list[Any]
+        for what, listed in (("arm", names), ("seed", self.seeds)):
+            twice = sorted({v for v in listed if listed.count(v) > 1}, key=str)
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is listed twice")
         if self.evaluation.main not in self.evaluation.scores():
