@@ -6,6 +6,7 @@ One file per block of a study file; `study.py` holds the whole, `reading.py` rea
 
 from harness.study.data import DataSpec, MaskingSpec, SourceSpec
 from harness.study.evaluation import EvaluationSpec, ProbeSpec, ReadoutSpec
+from harness.study.glue import GlueSpec, GridSpec, glue_spec
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.reading import STUDIES, load, names, validate
 from harness.study.recipe import CHARGEABLE, AccountingSpec, BatchSpec, OptimizerSpec, ScheduleSpec
@@ -20,6 +21,8 @@ __all__ = [
     "BatchSpec",
     "DataSpec",
     "EvaluationSpec",
+    "GlueSpec",
+    "GridSpec",
     "MaskingSpec",
     "ModelSpec",
     "OptimizerSpec",
@@ -29,6 +32,7 @@ __all__ = [
     "SourceSpec",
     "StudySpec",
     "TeacherSpec",
+    "glue_spec",
     "load",
     "names",
     "validate",

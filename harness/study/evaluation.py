@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from harness.study.glue import GlueSpec
 from harness.study.spec import Positive, Spec
 
 
@@ -39,6 +40,7 @@ class EvaluationSpec(Spec):
     mlm_blocks: Positive = 512
     readout: ReadoutSpec | None = ReadoutSpec()
     probes: ProbeSpec | None = None
+    glue: GlueSpec | None = None
 
     def scores(self) -> list[str]:
         """Every score this evaluation makes; `main` is one of them."""
@@ -47,4 +49,6 @@ class EvaluationSpec(Spec):
             found += ["readout.loss", "readout.accuracy"]
         if self.probes is not None and self.probes.tasks:
             found += [*(f"probe.{task}" for task in self.probes.tasks), "probe.mean"]
+        if self.glue is not None:
+            found += self.glue.scores()
         return found

@@ -19,7 +19,7 @@ from harness.study.evaluation import EvaluationSpec
 from harness.study.keys import assign
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.recipe import AccountingSpec, BatchSpec, OptimizerSpec, ScheduleSpec
-from harness.study.spec import NAME, Spec
+from harness.study.spec import NAME, Spec, explained
 
 # The blocks an arm may depart from, if it declares so; everything else is what makes arms comparable.
 MAY_DIFFER = ("student", "optimizer", "schedule", "teacher", "batch")
@@ -127,12 +127,6 @@ def validated(tree: Any, *, where: str) -> StudySpec:
     try:
         spec = StudySpec.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"]) or "study"
-        given = "" if isinstance(first.get("input"), dict) else f" = {first.get('input')!r}"
-        message = str(first["msg"]).removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "unknown key"
-        raise ConfigError(f"{path}{given}", rule=message, remedy=f"correct it in {where}") from None
+        raise explained(error, where=where) from None
     _ = spec.limit  # an unreadable budget fails here
     return spec
