@@ -1,0 +1,48 @@
+"""The denominators: what a large matrix product reaches on this device, and what memory is in use."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import torch
+
+from harness.bench.timing import wait
+
+# Large enough that launching and reading the operands no longer count; a second on either kind of device.
+SIDE = {"cuda": 8192, "cpu": 1024}
+ROUNDS = {"cuda": 30, "cpu": 20}
+
+
+def measured_peak(device: torch.device, *, half: bool) -> dict[str, Any]:
+    """FLOP/s of the fastest of several square matrix products, a multiply-add as two; dtype and side are named."""
+    dtype = torch.bfloat16 if half else torch.float32
+    side = SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    best = float("inf")
+    with torch.no_grad():
+        for _ in range(ROUNDS[device.type]):
+            wait(device)
+            begun = time.perf_counter()
+            torch.mm(a, b, out=product)
+            wait(device)
+            best = min(best, time.perf_counter() - begun)
+    return {
+        "flop_per_s": 2 * side**3 / best,
+        "of": f"fastest of {ROUNDS[device.type]} products of {side} × {side} {str(dtype).removeprefix('torch.')} matrices",
+    }
+
+
+def memory_in_use(device: torch.device) -> dict[str, Any]:
+    """The peak so far: of the device's allocator on a GPU, of the process without one."""
+    if device.type == "cuda":
+        return {
+            "bytes": torch.cuda.max_memory_allocated(device),
+            "of": "PyTorch's allocator on this GPU, all arms loaded",
+        }
+    return {
+        "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "of": "resident memory, all arms loaded",
+    }

@@ -1,0 +1,83 @@
+"""The measurements for a person, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from harness.bench.breakdown import PARTS
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print the measurements."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    view = Table(
+        title=f"{table['study']}: {table['precision']}, ZeRO-{table['zero_stage']}, {table['world_size']} ranks",
+        title_justify="left",
+    )
+    view.add_column("")
+    for row in table["arms"]:
+        view.add_column(row["name"], justify="right", overflow="fold")
+    for label, cell in _LINES:
+        view.add_row(label, *(cell(row) for row in table["arms"]))
+    view.add_section()
+    for part in PARTS:
+        view.add_row(part, *(f"{row['breakdown_ms'][part]:.1f} ms" for row in table["arms"]))
+    console.print(view)
+    peak, memory = table["peak"], table["memory"]
+    lines = [
+        table["rule"],
+        f"MFU over {peak['flop_per_s'] / 1e9:,.0f} GFLOP/s: {peak['of']}",
+        f"memory {memory['bytes'] / 2**20:,.0f} MiB: {memory['of']}",
+        "parts: run one after the other with the device waited for, so their sum may exceed a step",
+        *(f"{op}: {choice}" for op, choice in table["kernels"].items()),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+
+
+def write_csv(table: dict[str, Any], path: Path) -> None:
+    """One line per arm; times in milliseconds."""
+    rows = []
+    for row in table["arms"]:
+        over = row.get("over_scratch", {})
+        rows.append(
+            {
+                "arm": row["name"],
+                **{f"step_{name}": value for name, value in row["step"].items()},
+                **{f"{part.replace(' ', '_')}_ms": row["breakdown_ms"][part] for part in PARTS},
+                **{key: row[key] for key in ("tokens_per_s", "flop_per_step", "flop_per_s", "mfu", "input_stall", "bookkeeping")},
+                "engine_over_bare": row.get("engine_over_bare"),
+                "time_over_scratch": over.get("time"),
+                "flop_over_scratch": over.get("flop"),
+            }
+        )  # fmt: skip
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _spread(times: dict[str, float]) -> str:
+    return f"{times['p50_ms']:.1f} ms ({times['p20_ms']:.1f}–{times['p80_ms']:.1f})"
+
+
+def _over(row: dict[str, Any]) -> str:
+    over = row.get("over_scratch")
+    return f"{over['time']:.2f}× ({over['flop']:.2f}× in FLOPs)" if over else "–"
+
+
+_LINES = (
+    ("step p50 (p20–p80)", lambda row: _spread(row["step"])),
+    ("over from scratch", _over),
+    ("tokens/s", lambda row: f"{row['tokens_per_s']:,.0f}"),
+    ("algorithmic GFLOP/s", lambda row: f"{row['flop_per_s'] / 1e9:,.1f}"),
+    ("MFU", lambda row: f"{row['mfu']:.1%}"),
+    ("engine / bare loop", lambda row: f"{row['engine_over_bare']:.2f}×" if "engine_over_bare" in row else "–"),
+    ("input stall", lambda row: f"{row['input_stall']:.2%}"),
+    ("meters and ledger", lambda row: f"{row['bookkeeping']:.2%}"),
+)
