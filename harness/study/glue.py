@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from harness.budget import Budget
 from harness.errors import ConfigError
@@ -38,6 +38,12 @@ class GridSpec(Spec):
 PAPER = GridSpec(lrs=[1e-5, 3e-5, 5e-5, 8e-5], batches=[16, 32], epochs=5)
 QUICK = GridSpec(lrs=[5e-5, 5e-4], batches=[32], epochs=3)
 
+# The tag decides which of the two a mistake is reported for.
+Grid = Annotated[
+    Annotated[Literal["paper", "quick", "staged"], Tag("named")] | Annotated[GridSpec, Tag("own")],
+    Discriminator(lambda value: "named" if isinstance(value, str) else "own"),
+]
+
 
 class GlueSpec(Spec):
     """GLUE fine-tuning, the same for every arm.
@@ -50,7 +56,7 @@ class GlueSpec(Spec):
 
     path: str = "nyu-mll/glue"
     tasks: Annotated[list[str], Field(min_length=1)] = Field(default_factory=lambda: list(NAMES))
-    grid: Literal["paper", "quick", "staged"] | GridSpec = "quick"
+    grid: Grid = "quick"
     select_on: Literal["train", "validation"] = "train"
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field(
         default_factory=lambda: [1]

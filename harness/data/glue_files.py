@@ -1,0 +1,149 @@
+"""GLUE as it lies on disk: parquet in the layout of the Hub's `nyu-mll/glue`, from the Hub, a clone or a folder.
+
+Everything a task needs is checked here: its splits, its columns, and that every label is one of the task's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.data.files import is_local
+from harness.data.glue_tasks import Task
+from harness.errors import DataError
+
+_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split as written: one or two texts per example, and the labels as float64."""
+
+    texts: tuple[list[str], ...]
+    labels: npt.NDArray[np.float64]
+
+
+def locate(path: str, tasks: list[str]) -> Path:
+    """The folder that holds the tasks: a local one, or a download of just these tasks from the Hub.
+
+    Raises:
+        DataError: no such folder, or the Hub does not give it.
+    """
+    if is_local(path):
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise DataError(
+                f"GLUE folder {path!r}", rule="no such folder",
+                remedy="give a folder in the layout of nyu-mll/glue, or a Hub name",
+            )  # fmt: skip
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(path, repo_type="dataset", allow_patterns=[f"{task}/*.parquet" for task in tasks])
+        )
+    except Exception as error:  # the client raises a dozen unrelated types for one question: can it be had?
+        raise DataError(
+            f"GLUE from {path!r}", rule=f"neither a local folder nor a dataset the Hub would give: {type(error).__name__}",
+            remedy="check the name and the network, or `git clone` the dataset and give its folder",
+        ) from error  # fmt: skip
+
+
+def files(folder: Path, task: Task) -> dict[str, list[Path]]:
+    """{split: its files} of train and of every split the task is judged on.
+
+    Raises:
+        DataError: the task has no folder, a split is missing, or a file is a pointer that git-lfs left.
+    """
+    home = folder / task.name
+    if not home.is_dir():
+        there = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        raise DataError(
+            f"GLUE task {task.name}", rule=f"{folder} has no folder of that name; it has {', '.join(there) or 'none'}",
+            remedy="fetch the task, or leave it out of the tasks",
+        )  # fmt: skip
+    found: dict[str, list[Path]] = {}
+    for split in ("train", *task.judged):
+        paths = sorted({*home.glob(f"{split}-*.parquet"), *home.glob(f"{split}.parquet")})
+        if not paths:
+            present = sorted({p.name.split("-")[0].removesuffix(".parquet") for p in home.glob("*.parquet")})
+            raise DataError(
+                f"GLUE task {task.name} has no {split} split", rule=f"{home} holds {', '.join(present) or 'no parquet'}",
+                remedy=f"fetch {split}-00000-of-00001.parquet",
+            )  # fmt: skip
+        for path in paths:
+            with path.open("rb") as stream:
+                if stream.read(len(_POINTER)) == _POINTER:
+                    raise DataError(
+                        f"{path}", rule="git left a pointer in place of the file", remedy="run `git lfs pull`"
+                    )
+        found[split] = paths
+    return found
+
+
+def digest(paths: list[Path]) -> str:
+    """SHA-256 over the files' bytes, in order (16 hex digits): wherever they lie, the same data is the same."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def read(paths: list[Path], task: Task, split: str) -> Split:
+    """One split, every label checked.
+
+    Raises:
+        DataError: unreadable parquet, a missing column, a hidden label, or one outside the task's range.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts: tuple[list[str], ...] = tuple([] for _ in task.columns)
+    labels: list[Any] = []
+    for path in paths:
+        try:
+            table = pq.ParquetFile(path).read()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path}", rule=f"not a readable parquet file: {error}", remedy="fetch the file again"
+            ) from error
+        for column in (*task.columns, "label"):
+            if column not in table.column_names:
+                raise DataError(
+                    f"{path}", rule=f"no column {column!r}, which {task.name} needs; it has {', '.join(table.column_names)}",
+                    remedy="give the task in the columns of nyu-mll/glue",
+                )  # fmt: skip
+        for column, rows in zip(task.columns, texts, strict=True):
+            values = table.column(column).to_pylist()
+            if any(value is not None and not isinstance(value, str) for value in values):
+                raise DataError(
+                    f"{path}", rule=f"column {column!r} does not hold text", remedy="give the columns of nyu-mll/glue"
+                )
+            rows += ["" if value is None else value for value in values]
+        labels += table.column("label").to_pylist()
+    return Split(texts, _checked(labels, task, split))
+
+
+def _checked(labels: list[Any], task: Task, split: str) -> npt.NDArray[np.float64]:
+    low, high = task.range
+    allowed = f"{low:g} to {high:g}" if not task.classes else ", ".join(map(str, range(len(task.classes))))
+    for row, label in enumerate(labels):
+        usable = isinstance(label, int | float) and low <= label <= high and (not task.classes or label == int(label))
+        if usable:
+            continue
+        hidden = label == -1
+        raise DataError(
+            f"GLUE task {task.name}, {split} row {row}: label {label!r}",
+            rule="the labels of this split are hidden" if hidden else f"its labels are {allowed}",
+            remedy="use a split with labels: nothing can be scored on this one" if hidden else "correct the data",
+        )
+    if not labels:
+        raise DataError(f"GLUE task {task.name}", rule=f"its {split} split is empty", remedy="fetch it again")
+    return np.asarray(labels, dtype=np.float64)

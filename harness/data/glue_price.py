@@ -1,0 +1,164 @@
+"""What GLUE fine-tuning costs, before any of it: closed-form FLOPs at real token counts, and what a cap leaves.
+
+Counted: the forward of the body and of the classifier, three times over in training; one forward for every example
+that is only predicted. Ignored, as everywhere: look-ups, norms, softmax, dropout and the optimizer.
+The plan knows a step's mean length, a job counts its own batches: over whole epochs the two agree exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from harness.data.glue import Part, TaskData
+from harness.errors import ConfigError
+from harness.models.shapes import Shape
+from harness.study import GlueSpec
+from harness.units import Unit, format_amount
+
+# Successive halving over the paper's grid: (share of the full run's steps, grid points kept afterwards).
+STAGES = ((0.1, 4), (0.2, 2), (1.0, 1))
+# A stage is never shorter than this, or the full run: a few steps of warm-up tell recipes apart by luck.
+FEWEST_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of a search: how far every surviving grid point is trained, and how many survive it."""
+
+    share: float
+    keep: int
+
+    def steps(self, full: int) -> int:
+        return min(full, max(FEWEST_STEPS, math.ceil(self.share * full)))
+
+
+def stages(spec: GlueSpec) -> list[Stage]:
+    """One round for a grid that is trained in full, three for `staged`."""
+    if spec.grid == "staged":
+        return [Stage(share, keep) for share, keep in STAGES]
+    return [Stage(1.0, 1)]
+
+
+def points(spec: GlueSpec) -> list[tuple[float, int]]:
+    """(learning rate, batch) of every grid point, in order."""
+    return [(lr, batch) for lr in spec.points.lrs for batch in spec.points.batches]
+
+
+def full_steps(data: TaskData, *, batch: int, epochs: int) -> int:
+    return epochs * -(-len(data.train) // batch)
+
+
+@lru_cache(maxsize=65536)
+def sequence_flop(shape: Shape, length: int, outputs: int) -> int:
+    """One example's forward through every layer and the classifier."""
+    flop = shape.embedding_flops(sequences=1, length=length)
+    for layer in range(1, shape.layers + 1):
+        flop += shape.layer_flops(layer, sequences=1, length=length)
+    return flop + 2 * shape.hidden * outputs
+
+
+def forward_flop(shape: Shape, part: Part, outputs: int) -> int:
+    """One forward over every example of a part, at real tokens."""
+    lengths, counts = np.unique(part.lengths_E, return_counts=True)
+    return sum(int(n) * sequence_flop(shape, int(length), outputs) for length, n in zip(lengths, counts, strict=True))
+
+
+def job_flop(shape: Shape, data: TaskData, *, batch: int, epochs: int, steps: int) -> int:
+    """One fine-tuning of `steps` steps: training, and the predictions made at its end."""
+    outputs = data.task.outputs
+    full = full_steps(data, batch=batch, epochs=epochs)
+    training = 3 * forward_flop(shape, data.train, outputs) * epochs * steps // full
+    judged = sum(forward_flop(shape, part, outputs) for part in data.judged.values())
+    selection = 0 if data.selection is None else forward_flop(shape, data.selection, outputs)
+    if steps < full and data.selection is not None:
+        judged = 0  # a round that is not the last is only chosen by
+    return training + selection + judged
+
+
+def task_flop(shape: Shape, data: TaskData, spec: GlueSpec) -> int:
+    """Everything one student's fine-tuning on one task costs: every round, grid point and fine-tuning seed.
+
+    Which points survive a round is not known beforehand; the dearest are assumed to.
+    """
+    total, epochs = 0, spec.points.epochs
+    remaining = len(points(spec))
+    for stage in stages(spec):
+        prices = sorted(
+            (
+                job_flop(
+                    shape, data, batch=batch, epochs=epochs,
+                    steps=stage.steps(full_steps(data, batch=batch, epochs=epochs)),
+                )
+                for _, batch in points(spec)
+            ),
+            reverse=True,
+        )  # fmt: skip
+        total += sum(prices[:remaining]) * len(spec.seeds)
+        remaining = min(remaining, stage.keep)
+    return total
+
+
+@dataclass(frozen=True)
+class GluePlan:
+    """What a study will fine-tune on. `flop` and `dropped` are {task: price of one student, the dearest}."""
+
+    spec: GlueSpec
+    data: dict[str, TaskData]
+    length: int
+    flop: dict[str, int]
+    dropped: dict[str, int]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the plan or of the scores must know."""
+        found = []
+        if self.dropped:
+            listed = ", ".join(f"{task} ({format_amount(flop, Unit.FLOP)})" for task, flop in self.dropped.items())
+            found.append(
+                f"GLUE is capped at {format_amount(self.spec.cap or 0, Unit.FLOP)} per student: tasks were taken cheapest "
+                f"first, for every arm alike, and these did not fit: {listed}"
+            )
+        if self.spec.select_on == "validation":
+            found.append(
+                "GLUE grid points are chosen on the split that is reported, as in the paper: the scores are optimistic"
+            )
+        if self.spec.train_examples is not None:
+            cut = [
+                f"{name} ({t.available:,})" for name, t in self.data.items() if t.available > self.spec.train_examples
+            ]
+            if cut:
+                found.append(f"GLUE train splits are cut to {self.spec.train_examples:,} examples: {', '.join(cut)}")
+        if self.length < self.spec.length:
+            found.append(f"GLUE examples are cut at {self.length} tokens: the students read no more")
+        return found
+
+
+def plan(spec: GlueSpec, data: Mapping[str, TaskData], shapes: list[Shape], *, longest: int) -> GluePlan:
+    """Price every task at the dearest of the shapes, and keep the cheapest that fit under the cap together.
+
+    Raises:
+        ConfigError: not even the cheapest task fits.
+    """
+    prices = {name: max(task_flop(shape, task, spec) for shape in shapes) for name, task in data.items()}
+    kept: set[str] = set()
+    spent = 0
+    for name in sorted(prices, key=lambda n: (prices[n], n)):
+        if spec.cap is None or spent + prices[name] <= spec.cap:
+            kept.add(name)
+            spent += prices[name]
+    if not kept:
+        cheapest = min(prices, key=lambda n: prices[n])
+        raise ConfigError(
+            f"evaluation.glue.max_flop {spec.max_flop}",
+            rule=f"the cheapest task, {cheapest}, costs {format_amount(prices[cheapest], Unit.FLOP)} per student",
+            remedy="raise the cap, or choose a smaller grid, fewer seeds or fewer train_examples",
+        )
+    return GluePlan(
+        spec=spec, data={n: t for n, t in data.items() if n in kept}, length=min(spec.length, longest),
+        flop={n: prices[n] for n in data if n in kept}, dropped={n: prices[n] for n in data if n not in kept},
+    )  # fmt: skip
