@@ -13,8 +13,11 @@ NEEDS = Needs(logits="masked")
 
 
 @torch.no_grad()
-def evaluate(subject: Subject, batches: list[Batch]) -> dict[str, float]:
-    """Mean cross-entropy (nats) and accuracy over all masked positions of the batches."""
+def evaluate(subject: Subject, batches: list[Batch], *, answers: list[torch.Tensor] | None = None) -> dict[str, float]:
+    """Mean cross-entropy (nats) and accuracy over all masked positions of the batches.
+
+    `answers` collects the most likely token at every position.
+    """
     loss, hits, count = 0.0, 0, 0
     for batch in batches:
         batch = batch.to(subject.device)
@@ -22,7 +25,10 @@ def evaluate(subject: Subject, batches: list[Batch]) -> dict[str, float]:
         assert head is not None
         logits = head.logits().float()
         loss += functional.cross_entropy(logits, batch.labels_N, reduction="sum").item()
-        hits += int((logits.argmax(-1) == batch.labels_N).sum())
+        best = logits.argmax(-1)
+        hits += int((best == batch.labels_N).sum())
+        if answers is not None:
+            answers.append(best.cpu())
         count += batch.labels_N.numel()
     return {"mlm.loss": loss / count, "mlm.accuracy": hits / count}
 

@@ -82,20 +82,34 @@ def train_head(states_NH: torch.Tensor, labels_N: torch.Tensor, *, vocab: int, s
 
 
 @torch.no_grad()
-def score(head: ReadoutHead, states_NH: torch.Tensor, labels_N: torch.Tensor) -> tuple[float, float]:
-    """(cross-entropy in nats, accuracy) over all positions."""
+def score(
+    head: ReadoutHead, states_NH: torch.Tensor, labels_N: torch.Tensor, *, answers: list[torch.Tensor] | None = None
+) -> tuple[float, float]:
+    """(cross-entropy in nats, accuracy) over all positions; `answers` collects the most likely tokens."""
     loss, hits = 0.0, 0
     for states, labels in zip(states_NH.split(4096), labels_N.split(4096), strict=True):
         logits = head(states)
+        best = logits.argmax(-1)
         loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-        hits += int((logits.argmax(-1) == labels).sum())
+        hits += int((best == labels).sum())
+        if answers is not None:
+            answers.append(best.cpu())
     return loss / len(labels_N), hits / len(labels_N)
 
 
 def evaluate(
-    subject: Subject, *, train: list[Batch], validation: list[Batch], test: list[Batch], spec: ReadoutSpec
+    subject: Subject,
+    *,
+    train: list[Batch],
+    validation: list[Batch],
+    test: list[Batch],
+    spec: ReadoutSpec,
+    answers: list[torch.Tensor] | None = None,
 ) -> dict[str, float]:
-    """`readout.loss`, `readout.accuracy` on test, and `readout.layer`, the layer that won on validation."""
+    """`readout.loss`, `readout.accuracy` on test, and `readout.layer`, the layer that won on validation.
+
+    `answers` collects the most likely token at every test position.
+    """
     learn, select, judge = (features(subject, batches) for batches in (train, validation, test))
     best: tuple[float, int, ReadoutHead] | None = None
     for layer in layers_tried(subject.shape.layers):
@@ -105,7 +119,7 @@ def evaluate(
             best = loss, layer, head
     assert best is not None
     _, layer, head = best
-    loss, accuracy = score(head, judge.states[layer], judge.labels_N)
+    loss, accuracy = score(head, judge.states[layer], judge.labels_N, answers=answers)
     return {"readout.loss": loss, "readout.accuracy": accuracy, "readout.layer": float(layer)}
 
 

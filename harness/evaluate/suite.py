@@ -16,12 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file
 
 from harness.data.stream import Batch, evaluation_batches
 from harness.engine import device_of
 from harness.errors import IsoBudgetError, Preempted
-from harness.evaluate import mlm, readout
+from harness.evaluate import agreement, mlm, readout
 from harness.evaluate.subject import Subject
 from harness.models.student import build_student
 from harness.models.teacher import resolve
@@ -119,7 +120,10 @@ class Suite:
                 raise Preempted("stopped by a signal while evaluating", remedy="run again with --resume to continue")
             begun = time.monotonic()
             subject = candidate.load()
-            scores, flop = self.score(item, subject)
+            answers: list[torch.Tensor] = []
+            scores, flop = self.score(item, subject, answers)
+            if answers:
+                agreement.keep(candidate.folder, item, torch.cat(answers))
             if item == "readout" and candidate.snapshots:
                 flop += self.read_curve(candidate, subject)
             done[item] = {"key": key, "scores": scores, "flop": flop, "seconds": time.monotonic() - begun}
@@ -140,18 +144,20 @@ class Suite:
             for item, what in wanted.items()
         }
 
-    def score(self, item: str, subject: Subject) -> tuple[dict[str, float], int]:
-        """Scores and closed-form FLOPs of one item."""
+    def score(
+        self, item: str, subject: Subject, answers: list[torch.Tensor] | None = None
+    ) -> tuple[dict[str, float], int]:
+        """Scores and closed-form FLOPs of one item; `answers` collects the most likely test tokens, where there are any."""
         if item == "mlm":
             batches = self.batches("test", self.spec.mlm_blocks)
-            return mlm.evaluate(subject, batches), mlm.flops(subject, batches)
+            return mlm.evaluate(subject, batches, answers=answers), mlm.flops(subject, batches)
         if item == "readout":
             assert self.spec.readout is not None
             spec = self.spec.readout
             batches = self.readout_batches
             blocks = sum(batch.input_ids_BT.shape[0] for part in batches.values() for batch in part)
             judged = sum(batch.labels_N.numel() for part in ("validation", "test") for batch in batches[part])
-            scores = readout.evaluate(subject, **self.readout_batches, spec=spec)
+            scores = readout.evaluate(subject, **self.readout_batches, spec=spec, answers=answers)
             return scores, readout.flops(
                 subject, blocks=blocks, judged=judged, length=self.setting.study.data.block_length, spec=spec
             )
@@ -196,6 +202,11 @@ class Suite:
             "test": self.batches("test", self.spec.mlm_blocks),
         }
 
+    @cached_property
+    def test_labels(self) -> torch.Tensor:
+        """What stood at every masked position of the test blocks that all subjects answered."""
+        return torch.cat([batch.labels_N for batch in self.batches("test", self.spec.mlm_blocks)])
+
     def probe(self, task: str) -> ProbeData:
         """Built, and refused, before anything was spent."""
         return self.setting.probes[task]
@@ -213,6 +224,9 @@ class Suite:
                 continue
             record = read_json(candidate.folder / "record.json")
             record["scores"] = scores
+            record["copied"] = agreement.copied(
+                candidate.folder, self.directory.root / "references" / "teacher", labels=self.test_labels
+            )
             during = record["accounts"].setdefault("EVALUATION", {})
             record["accounts"]["EVALUATION"] = {
                 Unit.FLOP.value: during.get("flop_in_training", during.get("flop", 0))

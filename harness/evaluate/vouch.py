@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness import alarms
 from harness.data.batch import Batch
 from harness.errors import TeacherError
 from harness.evaluate import mlm
@@ -28,6 +29,11 @@ class Voucher:
     worse: bool
     flop: int
     seconds: float
+
+    @property
+    def weak(self) -> bool:
+        """True when the teacher is better than random weights, but hardly more than counts of tokens would be."""
+        return not self.worse and alarms.weak(self.teacher_loss, self.student_loss)
 
 
 def vouch(teacher: Subject, student: Subject, batches: Sequence[Batch], *, name: str, allow_worse: bool) -> Voucher:
