@@ -4,12 +4,13 @@ Read from YAML and validated before anything is spent. The study owns the scienc
 One file per block of a study file; `study.py` holds the whole, `reading.py` reads it.
 """
 
+from harness.study.accounting import CHARGEABLE, AccountingSpec
 from harness.study.data import DataSpec, MaskingSpec, SourceSpec
 from harness.study.evaluation import EvaluationSpec, ProbeSpec, ReadoutSpec
 from harness.study.glue import GlueSpec, GridSpec, glue_spec
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.reading import STUDIES, load, names, validate
-from harness.study.recipe import CHARGEABLE, AccountingSpec, BatchSpec, OptimizerSpec, ScheduleSpec
+from harness.study.recipe import BatchSpec, OptimizerSpec, ScheduleSpec
 from harness.study.study import MAY_DIFFER, ArmSpec, StudySpec
 
 __all__ = [

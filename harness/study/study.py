@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from harness.budget import Account, Budget
 from harness.errors import ConfigError
+from harness.study.accounting import AccountingSpec, completed
 from harness.study.data import DataSpec
 from harness.study.evaluation import EvaluationSpec
 from harness.study.keys import assign
 from harness.study.models import ModelSpec, TeacherSpec
-from harness.study.recipe import AccountingSpec, BatchSpec, OptimizerSpec, ScheduleSpec
+from harness.study.recipe import BatchSpec, OptimizerSpec, ScheduleSpec
 from harness.study.spec import NAME, Spec, explained
 
 # The blocks an arm may depart from, if it declares so; everything else is what makes arms comparable.
@@ -26,11 +27,15 @@ MAY_DIFFER = ("student", "optimizer", "schedule", "teacher", "batch")
 
 
 class ArmSpec(Spec):
-    """One contestant. `differs` declares every departure from the shared recipe, e.g. optimizer.lr."""
+    """One contestant. `differs` declares every departure from the shared recipe, e.g. optimizer.lr.
+
+    `tuning`: what was spent on finding this arm's settings, a quantity such as "3e14 flop".
+    """
 
     name: Annotated[str, Field(pattern=NAME)]
     objective: str | dict[str, Any] = "mlm"
     differs: dict[str, Any] = Field(default_factory=dict)
+    tuning: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -63,23 +68,46 @@ class StudySpec(Spec):
     baseline: str | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoints: Annotated[int, Field(ge=0)] = 2
+    controls: list[Literal["equal_tokens"]] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accounting_by_unit(cls, tree: Any) -> Any:
+        """What is charged when the study does not say so depends on the budget's unit."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("budget"), str):
+            return tree
+        block = tree.get("accounting")
+        if block is not None and not isinstance(block, dict):
+            return tree
+        return {**tree, "accounting": completed(block, Budget.parse(tree["budget"]).unit)}
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
+        self.accounting.check(self.limit.unit)
+        for arm in self.arms:
+            if arm.tuning is not None:
+                Budget.parse(arm.tuning)
         names = [arm.name for arm in self.arms]
         listed: list[Any]
         for what, listed in (("arm", names), ("seed", self.seeds)):
             twice = sorted({v for v in listed if listed.count(v) > 1}, key=str)
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is listed twice")
-        if self.evaluation.main not in self.evaluation.scores():
+        scores = self.evaluation.scores(causal=self.causal)
+        if self.evaluation.main not in scores:
             raise ValueError(
-                f"evaluation.main {self.evaluation.main!r} is not a score this study makes: "
-                f"{', '.join(self.evaluation.scores())}"
+                f"evaluation.main {self.evaluation.main!r} is not a score this study makes: {', '.join(scores)}"
             )
+        if self.evaluation.choices is not None and not self.causal:
+            raise ValueError(f"evaluation.choices: {self.student.family} gives no likelihood of a text; use probes")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the arms {', '.join(names)}")
         return self
+
+    @property
+    def causal(self) -> bool:
+        """True when the students predict the next token; no study mixes the two kinds."""
+        return self.student.causal
 
     @property
     def limit(self) -> Budget:
@@ -102,17 +130,25 @@ class StudySpec(Spec):
                     remedy="budget, data, evaluation and accounting are shared, or arms would not be comparable",
                 )
             assign(tree, key, value)
-        return validated(tree, where=f"arm {arm.name}")
+        seen = validated(tree, where=f"arm {arm.name}")
+        if seen.causal != self.causal:
+            raise ConfigError(
+                f"arms.{arm.name}.differs: a {seen.student.family} student beside {self.student.family} ones",
+                rule="a study's students are all causal or all masked: their losses are not of one kind",
+                remedy="put them into two studies",
+            )
+        return seen
 
     def science(self) -> dict[str, Any]:
         """What two runs must share to be compared: all but the list of arms, seeds and evaluations."""
         tree = self.model_dump(mode="json")
-        for key in ("arms", "seeds", "baseline", "evaluation", "question", "checkpoints"):
+        for key in ("arms", "seeds", "baseline", "evaluation", "question", "checkpoints", "controls"):
             tree.pop(key)
         # The same limit however it is spelt; and a permission is no part of what was computed.
         tree["budget"] = [self.limit.limit, self.limit.unit.value]
         if tree["teacher"]:
             tree["teacher"].pop("allow_worse", None)
+        tree["accounting"].pop("grid_g_per_kwh")
         return tree
 
     def fingerprint(self) -> str:
