@@ -21,11 +21,12 @@ from harness import environment
 from harness.budget import Account, Charge
 from harness.data.stream import SampleStream, evaluation_batches
 from harness.engine import Engine, device_of
-from harness.errors import ConfigError
+from harness.errors import ConfigError, Preempted
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, vouch
 from harness.hardware import bf16_in_hardware, has_cuda
 from harness.meters.device_time import DeviceClock
+from harness.meters.pace import Pace
 from harness.models.signals import Needs, Signals
 from harness.models.student import export
 from harness.models.teacher import Teacher
@@ -37,6 +38,7 @@ from harness.train import Trial
 from harness.trainee import VALIDATION, VALIDATION_NEEDS, Trainee, parameter_groups
 from harness.trial_record import card, trial_record
 from harness.units import Unit, format_amount
+from harness.watchdog import Watchdog, beat, leave
 
 if TYPE_CHECKING:
     from harness.setting import ArmSetting, Setting
@@ -46,6 +48,8 @@ PROJECTION_STREAM = 1_000_003
 VALIDATION_BATCH = 64
 # Measured time is summed over this many steps before ranks exchange it, unless the budget is in time.
 TIME_POSTING_STEPS = 16
+# Nobody moved for this long: the run hangs. Above the slowest compilation, below a scheduler's patience.
+HANG_TIMEOUT_S = 600.0
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Conductor:
     tell: Silent
     command: str = ""
     resume: bool = False
+    hang_timeout_s: float = HANG_TIMEOUT_S
 
     def run(self) -> None:
         """Train and evaluate every missing trial.
@@ -67,7 +72,9 @@ class Conductor:
             TeacherError: a teacher cannot be used; no trial has begun.
             NumericError, CheckpointError: from a trial; finished trials are kept.
         """
-        with StopFlag() as stop:
+        with StopFlag(self.ranks) as stop, self.watch() as watch:
+            if watch.off:
+                self.tell.say(f"hangs are not watched for: {watch.off}")
             missing = self.missing()
             if missing:
                 self.ranks.on_main(self.refuse_mixed_precision)
@@ -77,6 +84,15 @@ class Conductor:
             from harness.evaluate.suite import Suite
 
             Suite(self.setting, self.directory, self.ranks, self.tell, stop).run()
+
+    def watch(self) -> Watchdog:
+        """Ends the run, resumable, when no rank moves any more; names the rank that all wait for."""
+
+        def record(found: str) -> None:
+            self.directory.status("interrupted", exit_code=Preempted.exit_code, message=f"hang: {found}")
+
+        give_up = leave(self.ranks, record)
+        return Watchdog(self.directory.root, self.ranks, timeout_s=self.hang_timeout_s, give_up=give_up)
 
     def missing(self) -> list[tuple[ArmSetting, int]]:
         """Trials without a finished record, in the order they will run; the same on every rank."""
@@ -122,6 +138,7 @@ class Conductor:
     def train(self, arm: ArmSetting, seed: int, stop: StopFlag, voucher: Voucher | None) -> None:
         folder = self.directory.trial(arm.arm.name, seed)
         started = time.monotonic()
+        beat(f"the start of {arm.arm.name}, seed {seed}")
         if self.ranks.is_main:
             if not self.resume and folder.exists():
                 shutil.rmtree(folder)  # a trial that never saved a checkpoint and was not asked to resume
@@ -199,6 +216,7 @@ class Conductor:
             corpus=setting.corpus, ledger=ledger, meters=[*arm.analytic_meters(plan), clock], clock=clock,
             schedule=study.schedule, peak_lr=study.optimizer.lr, ranks=self.ranks, watcher=self.tell,
             curve_points=study.evaluation.curve_points, saves=study.checkpoints, stop_requested=stop,
+            pace=Pace(self.ranks, cuda=has_cuda()),
         )  # fmt: skip
         if plan.trains_head:
             trial.validate = self.validation(trial)

@@ -83,6 +83,22 @@ class Ranks:
         if self.world > 1:
             self.add([0.0])
 
+    def tell_all(self, word: str) -> None:
+        """Leave a word for every rank without waiting for any."""
+        if self.world > 1:
+            _store().set(f"isobudget/{word}", "1")
+
+    def was_told(self, word: str) -> bool:
+        """Whether any rank left this word; asks the store and waits for no rank."""
+        return self.world > 1 and _store().check([f"isobudget/{word}"])
+
+
+def _store() -> Any:
+    """The key-value store through which the ranks found each other; PyTorch has no public name for it."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
 
 # (rank, world, local rank, local world) as each launcher spells them; the first complete set wins
 _SPELLINGS = (

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness import checkpoint
+from harness import checkpoint, watchdog
 from harness.budget import Account, Charge, Ledger
 from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
@@ -23,6 +23,7 @@ from harness.engine import Engine
 from harness.errors import CheckpointError, ConfigError, NumericError, Preempted
 from harness.meters.base import Meter
 from harness.meters.device_time import DeviceClock
+from harness.meters.pace import Pace, extend
 from harness.models.signals import Signals
 from harness.models.teacher import Teacher
 from harness.ranks import Ranks
@@ -33,12 +34,16 @@ from harness.units import Unit
 # A diverged run skips every step; a healthy fp16 run skips a few while its loss scale settles.
 MAX_SKIPPED_IN_A_ROW = 25
 LOG_POINTS = 120
+# A save may take this many times as long as any other stillness before it counts as a hang.
+SAVING_PATIENCE = 4.0
 
 
 class Watcher(Protocol):
     """Follows a run from outside: progress bars, trackers."""
 
     def step(self, *, fraction: float, loss: float, tokens_per_s: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
 
 
 def learning_rate(schedule: ScheduleSpec, peak: float, fraction: float) -> float:
@@ -62,6 +67,7 @@ class Progress:
     saves: int = 0
     metric_rows: int = 0
     seconds: float = 0.0
+    stragglers: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -89,6 +95,7 @@ class Trial:
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
     saving_s: float = 0.0
+    pace: Pace | None = None
 
     # -- the loop ----------------------------------------------------------------------------------
     def run(self) -> Progress:
@@ -118,10 +125,13 @@ class Trial:
                     learning_rate(self.schedule, self.peak_lr, self.trainee.plan.schedule_progress(min(1.0, middle))),
                     active=self.groups.active[phase],
                 )
+                watchdog.beat(f"step {self.progress.step}")
+                self._pace(start=True)
                 terms = self._step(next(batches), phase)
                 self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)
                 self.progress.step += 1
                 self._give_up_if_diverged()
+                self._find_straggler()
                 loss_sum += terms["total"].detach()
                 loss_count += 1
 
@@ -165,12 +175,14 @@ class Trial:
         applied = True
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
+            self._pace(start=True)
             signals = Signals()
             if self.teacher is not None and needs:
                 with self.clock.span(Account.TEACHER_FORWARD):
                     signals = self.teacher(batch, needs)
             with self.clock.span(Account.STUDENT_STEP):
                 terms = self.engine(batch, signals, phase)
+                self._pace(start=False)
                 self.engine.backward(terms["total"])
                 applied = self.engine.step()
             for name, value in terms.items():
@@ -190,6 +202,16 @@ class Trial:
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite gradient (now step {self.progress.step})",
                 rule="training has diverged", remedy="lower optimizer.lr or change the precision",
             )  # fmt: skip
+
+    def _pace(self, *, start: bool) -> None:
+        if self.pace is not None:
+            (self.pace.start if start else self.pace.stop)()
+
+    def _find_straggler(self) -> None:
+        """A rank slower than the others goes into the record and onto the screen; it changes nothing else."""
+        found = self.pace.end_step(self.progress.step) if self.pace is not None else None
+        if found is not None and extend(self.progress.stragglers, found) and self.watcher is not None:
+            self.watcher.say(f"{found} (steps {found.from_step} to {found.to_step})")
 
     # -- on the way --------------------------------------------------------------------------------
     def _log(self, loss: float, terms: dict[str, torch.Tensor], tokens_per_s: float) -> None:
@@ -229,6 +251,7 @@ class Trial:
 
     # -- checkpoints -------------------------------------------------------------------------------
     def _save(self) -> None:
+        watchdog.beat(f"the checkpoint of step {self.progress.step}", patience=SAVING_PATIENCE)
         self.ledger.post(self.clock.flush(), step=self.progress.step)
         self.ledger.sync()
         begun = time.monotonic()

@@ -39,6 +39,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "teacher": teacher_facts(arm, voucher),
         "steps": steps,
         "skipped_steps": trial.progress.skipped,
+        "stragglers": trial.progress.stragglers,
         "tokens": steps * trial.stream.tokens_per_step,
         "unique_tokens": trial.stream.unique_tokens(steps),
         "epochs": max(trial.stream.epochs(steps).values()),
@@ -50,7 +51,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "wall_seconds": trial.progress.seconds,
         "accounts": ledger.accounts(),
         "scores": {},
-        "warnings": departures(arm, plan, kept, voucher),
+        "warnings": [*departures(arm, plan, kept, voucher), *slow_ranks(trial)],
         "head_trained": trial.trainee.plan.trains_head,
         "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
         "objective_parameters": sum(p.numel() for p in plan.parameters()),
@@ -74,6 +75,15 @@ def teacher_facts(arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | 
         "corpus": arm.teacher.provenance.get("corpus"),
         "before_training": None if voucher is None else vars(voucher),
     }
+
+
+def slow_ranks(trial: Trial) -> list[str]:
+    """Ranks that all others waited for; the mathematics is unchanged, the device time is not."""
+    return [
+        f"rank {row['rank']} (host {row['host']}) was slower than the others by {1e3 * row['excess_s']:.0f} ms a step, "
+        f"steps {row['from_step']} to {row['to_step']}"
+        for row in trial.progress.stragglers
+    ]
 
 
 def departures(arm: ArmSetting, plan: Plan, kept: int, voucher: Voucher | None) -> list[str]:

@@ -18,6 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     study_flags(parser)
     parser.add_argument("--out", metavar="DIR", help="where results go (default runs/<study>/<time>)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run in --out")
+    parser.add_argument(
+        "--hang-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="leave, resumable, when no rank has moved for this long (default 600; 0 never)",
+    )
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
@@ -50,8 +56,13 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if ranks.is_main:
         directory.status("running")
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
+    conductor = Conductor(
+        setting, directory, ranks, tell, command=command, resume=options.resume
+    )  # fmt: skip
+    if options.hang_timeout is not None:
+        conductor.hang_timeout_s = options.hang_timeout
     try:
-        Conductor(setting, directory, ranks, tell, command=command, resume=options.resume).run()
+        conductor.run()
         if ranks.is_main:
             directory.status("done")
             show_report(directory.root, as_json=options.json)

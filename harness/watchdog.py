@@ -1,0 +1,221 @@
+"""Notices that a run hangs, ends it, and names the rank it waits for and where that rank stands.
+
+Every rank writes a sign of life next to the results: how often it has moved on, where it is, and a count kept by a
+thread of its own. A rank stuck for the whole time-out looks at the others. If one of them moved meanwhile, it waits
+on; if none did, everyone leaves. The one that hangs is the one whose thread is silent too (stopped, dead, a lost
+machine), or else the one that has moved on the fewest times. Files and not messages, because the rank that hangs may
+be the one that would have carried the messages.
+
+Ranks that do not share the directory cannot see each other's files: then there is no watch, and the run says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Preempted
+from harness.ranks import Ranks
+
+SIGNS = ".ranks"
+# A rank is silent when its thread has missed this many of its own intervals.
+MISSED = 3
+# How long the ranks that still live are given to write down their stacks before all of them leave.
+GRACE_S = 2.0
+
+
+@dataclass
+class Sign:
+    """What one rank last said of itself."""
+
+    moved: int
+    where: str
+    pulse: int
+    host: str
+    pid: int
+
+
+class Watchdog:
+    """Watches one run on every rank; `beat` is called wherever a rank moves on.
+
+    Args:
+        root: the run's directory, shared by all ranks.
+        timeout_s: how long a rank may stand still while all others do; 0 turns the watch off.
+        give_up: called once, in the watching thread, with what was found; it must end the process.
+    """
+
+    def __init__(self, root: Path, ranks: Ranks, *, timeout_s: float, give_up: Callable[[str], None]) -> None:
+        self.folder = root / SIGNS
+        self.timeout_s = timeout_s
+        self.off = "" if timeout_s > 0 else "turned off"
+        self._ranks = ranks
+        self._give_up = give_up
+        self._host = socket.gethostname()
+        self._interval_s = min(5.0, timeout_s / 10) if timeout_s > 0 else 0.0
+        self._moved, self._where, self._since, self._patience = 0, "starting", time.monotonic(), 1.0
+        self._pulse = 0
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._seen: dict[int, tuple[Sign, float, float]] = {}  # sign, when it last moved, when its thread last wrote
+        self._stacks: Any = None
+
+    # -- the life of a watch -------------------------------------------------------------------------
+    def __enter__(self) -> Watchdog:
+        if self.off:
+            return self
+        if self._ranks.is_main:
+            self.folder.mkdir(exist_ok=True)
+            for old in self.folder.iterdir():
+                old.unlink()
+        self._ranks.barrier()
+        with contextlib.suppress(OSError):
+            self._write()
+        self._ranks.barrier()
+        blind = [rank for rank, sees in enumerate(self._ranks.gather(self._sees_all())) if not sees]
+        if blind:
+            self.off = f"rank {blind[0]} does not see the others' signs of life: the run's directory is not shared"
+            return self
+        self._stacks = self._stack_file(self._ranks.rank).open("w", encoding="utf-8")
+        faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
+        _watching.append(self)
+        self._since = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is None:
+            return
+        self._ending.set()
+        self._thread.join()
+        _watching.remove(self)
+        faulthandler.unregister(signal.SIGUSR2)
+        self._stacks.close()
+        for file in (self._sign_file(self._ranks.rank), self._stack_file(self._ranks.rank)):
+            file.unlink(missing_ok=True)
+        if self._ranks.is_main:
+            with contextlib.suppress(OSError):  # others may still be leaving
+                self.folder.rmdir()
+
+    def beat(self, where: str, patience: float = 1.0) -> None:
+        """This rank moved on and is now at `where`, which may take `patience` times the time-out."""
+        self._moved += 1
+        self._where, self._patience, self._since = where, patience, time.monotonic()
+
+    # -- signs of life -------------------------------------------------------------------------------
+    def _sign_file(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}.json"
+
+    def _stack_file(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank}.stack"
+
+    def _write(self) -> None:
+        self._pulse += 1
+        sign = Sign(self._moved, self._where, self._pulse, self._host, os.getpid())
+        temporary = self.folder / f".rank-{self._ranks.rank}"
+        temporary.write_text(json.dumps(vars(sign)), encoding="utf-8")
+        os.replace(temporary, self._sign_file(self._ranks.rank))
+
+    def _read(self, rank: int) -> Sign | None:
+        try:
+            return Sign(**json.loads(self._sign_file(rank).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _sees_all(self) -> bool:
+        return all(self._sign_file(rank).exists() for rank in range(self._ranks.world))
+
+    # -- the watching thread -------------------------------------------------------------------------
+    def _watch(self) -> None:
+        while not self._ending.wait(self._interval_s):
+            with contextlib.suppress(OSError):  # a full disk must not end the watch
+                self._write()
+            now = time.monotonic()
+            self._look(now)
+            if now - self._since < self.timeout_s * self._patience:
+                continue
+            if all(now - moved >= self.timeout_s * self._patience for _, moved, _ in self._seen.values()):
+                self._leave(now)
+                return
+
+    def _look(self, now: float) -> None:
+        """Read every rank's sign; times are this rank's own clock's, so other machines' clocks do not matter."""
+        for rank in range(self._ranks.world):
+            sign = self._read(rank)
+            before = self._seen.get(rank)
+            if before is None:
+                sign = sign or Sign(0, "starting", 0, "unknown host", 0)
+                self._seen[rank] = (sign, self._since, now)
+            elif sign is not None:
+                last, moved, wrote = before
+                moved = now if sign.moved != last.moved else moved
+                self._seen[rank] = (sign, moved, now if sign.pulse != last.pulse else wrote)
+
+    def _leave(self, now: float) -> None:
+        if self._stacks is not None:
+            faulthandler.dump_traceback(file=self._stacks, all_threads=True)
+        time.sleep(GRACE_S)  # the others reach the same conclusion, and write down their stacks
+        self._give_up(self._verdict(now))
+
+    def _verdict(self, now: float) -> str:
+        """Who hangs, where, and its stack when it could still write one."""
+        silent = [r for r, (_, _, wrote) in self._seen.items() if now - wrote > MISSED * self._interval_s]
+        fewest = min(sign.moved for sign, _, _ in self._seen.values())
+        behind = [r for r, (sign, _, _) in self._seen.items() if sign.moved == fewest]
+        guilty = silent or behind
+        if len(guilty) == self._ranks.world and self._ranks.world > 1:
+            return f"nobody moved for {self.timeout_s:g} s; all {self._ranks.world} ranks are at {self._where}"
+        parts = []
+        for rank in guilty:
+            sign = self._seen[rank][0]
+            text = f"rank {rank} (host {sign.host}, process {sign.pid}) hangs: last seen at {sign.where}"
+            text += ", its process does not react" if rank in silent else f", stack: {self._stack(rank)}"
+            parts.append(text)
+        return f"nobody moved for {self.timeout_s:g} s; {'; '.join(parts)}"
+
+    def _stack(self, rank: int) -> str:
+        """The hung rank's main thread, innermost call first, in one line."""
+        try:
+            text = self._stack_file(rank).read_text(encoding="utf-8")
+        except OSError:
+            text = ""
+        main = text.rpartition("Thread ")[2].splitlines()[1:]
+        calls = [line.strip().removeprefix("File ") for line in main if line.strip().startswith("File ")]
+        return " < ".join(calls[:6]) or "not readable"
+
+
+_watching: list[Watchdog] = []
+
+
+def beat(where: str, patience: float = 1.0) -> None:
+    """This rank moved on; a no-op outside a watched run."""
+    for watchdog in _watching:
+        watchdog.beat(where, patience)
+
+
+def leave(ranks: Ranks, status: Callable[[str], None]) -> Callable[[str], None]:
+    """What ends a hung rank: says what was found, lets the lowest rank record it, and exits as resumable.
+
+    The main thread waits inside a collective and cannot be asked to leave, so the process ends without it.
+    """
+
+    def give_up(found: str) -> None:
+        print(f"isobudget: hang: {found}; continue with --resume", file=sys.stderr, flush=True)
+        if not ranks.is_main:
+            time.sleep(0.5)  # rank 0 writes last, unless it is the one that hangs
+        with contextlib.suppress(OSError):
+            status(found)
+        os._exit(Preempted.exit_code)
+
+    return give_up
