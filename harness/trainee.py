@@ -37,7 +37,7 @@ class Trainee(nn.Module):
         self.shape = shape
 
     def forward(self, batch: TrainingBatch, teacher: Signals, phase: int) -> dict[str, torch.Tensor]:
-        """Loss terms of a training phase, or sums over masked positions when `phase` is VALIDATION.
+        """Loss terms of a training phase, or sums over predicted positions when `phase` is VALIDATION.
 
         Validation enters here too, because ZeRO-3 gathers weights for the engine module's forward only.
         """
@@ -67,7 +67,7 @@ class Trainee(nn.Module):
 
 @dataclass
 class _TinyBatch:
-    """Two short sequences with every token masked: enough to see which weights get a gradient."""
+    """Two short sequences with every token predicted: enough to see which weights get a gradient."""
 
     input_ids_BT: torch.Tensor
     positions_N: torch.Tensor
@@ -93,10 +93,12 @@ def stand_in_signals(shape: Shape, needs: Needs, *, sequences: int, length: int,
     signals = Signals()
     for number in sorted(needs.states):
         signals.states[number] = noise(sequences, length, shape.hidden)
-    for number in sorted(needs.qkv):
-        q = noise(sequences, shape.heads, length, shape.head_dim)
-        k, v = (noise(sequences, shape.kv_width // shape.head_dim, length, shape.head_dim) for _ in range(2))
-        signals.qkv[number] = (q, k, v)
+    for number in sorted(needs.attended):
+        qkv = {
+            part: noise(sequences, width // shape.head_dim, length, shape.head_dim)
+            for part, width in shape.widths.items()
+        }
+        signals.keep(number, qkv, needs)
     if needs.logits != "none":
         rows = needs.positions(tokens=sequences * length, masked=masked)
         signals.head = Head(noise(rows, shape.embedding), noise(shape.vocab, shape.embedding), None, needs.logits)

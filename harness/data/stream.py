@@ -20,6 +20,7 @@ from harness.data.batch import Batch
 from harness.data.corpus import Corpus
 from harness.data.hashing import permutation, text_word
 from harness.data.masking import MaskedBlocks, mask_blocks
+from harness.data.next_token import next_tokens, predicted_count
 from harness.data.prefetch import Prefetcher, prefetched
 from harness.errors import ConfigError, DataError
 from harness.study import MaskingSpec
@@ -50,8 +51,10 @@ class SampleStream:
         rank: int = 0,
         world: int = 1,
         masking: MaskingSpec | None = None,
+        causal: bool = False,
     ) -> None:
-        """
+        """`causal` blocks are not masked: every position predicts the next token (harness/data/next_token.py).
+
         Raises:
             ConfigError: micro_batch × world does not divide the global batch.
         """
@@ -68,7 +71,9 @@ class SampleStream:
         self.rank, self.world = rank, world
         self.accumulation = sequences // (micro_batch * world)
         self.masking = masking or corpus.data.masking
-        self.masked_per_sequence = self.masking.count(corpus.block_length)
+        self.causal = causal
+        length = corpus.block_length
+        self.masked_per_sequence = predicted_count(length) if causal else self.masking.count(length)
         self._sources = corpus.sources
         self._words = [text_word(f"source:{label}") for label in self._sources]
         self._sizes = [len(corpus.blocks("train", label)) for label in self._sources]
@@ -97,7 +102,7 @@ class SampleStream:
         return of_step.reshape(self.accumulation, self.world, self.micro_batch)[:, self.rank]
 
     def masked(self, samples: npt.NDArray[np.int64]) -> MaskedBlocks:
-        """The blocks of these global samples with their masks, as numpy arrays."""
+        """The blocks of these global samples with their masks or next tokens, as numpy arrays."""
         drawn = self.locate(samples)
         ids_BT = np.empty((samples.size, self.corpus.block_length), dtype=np.int64)
         word_B = np.empty(samples.size, dtype=np.uint64)
@@ -105,6 +110,8 @@ class SampleStream:
             chosen = drawn.source == s
             ids_BT[chosen] = self.corpus.blocks("train", self._sources[s])[drawn.block[chosen]]
             word_B[chosen] = self._words[s]
+        if self.causal:
+            return next_tokens(ids_BT)
         # The mask belongs to the block in its epoch, and so is new whenever the block comes round again.
         return self._mask(ids_BT, word_B ^ drawn.block.astype(np.uint64), drawn.epoch)
 
@@ -158,10 +165,24 @@ class SampleStream:
         )
 
 
+def evaluation_choice(available: int, blocks: int, *, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Which held-out blocks are evaluated, in order."""
+    return permutation(available, key=(_EVALUATION, seed))[:blocks]
+
+
 def evaluation_batches(
-    corpus: Corpus, split: str, *, blocks: int, batch: int, masking: MaskingSpec | None = None, seed: int = 0
+    corpus: Corpus,
+    split: str,
+    *,
+    blocks: int,
+    batch: int,
+    masking: MaskingSpec | None = None,
+    seed: int = 0,
+    causal: bool = False,
 ) -> list[Batch]:
     """Held-out blocks with fixed masks: the same for every arm and seed; fewer blocks are a prefix of more.
+
+    `causal` blocks have no masks but next tokens.
 
     The counts of each batch are its own (the last may be smaller): add sums and counts over batches.
 
@@ -175,15 +196,19 @@ def evaluation_batches(
             rule=f"the {split} split has {len(available)} of {corpus.block_length} tokens",
             remedy="lower evaluation.mlm_blocks or raise the split's fraction",
         )
-    chosen = permutation(len(available), key=(_EVALUATION, seed))[:blocks]
-    masked = mask_blocks(
-        available[chosen],
-        sample_B=chosen,
-        epoch_B=np.zeros_like(chosen),
-        seed=_EVALUATION ^ seed,
-        spec=masking or corpus.data.masking,
-        special_ids=corpus.special.all,
-        mask_id=corpus.special.mask,
-        vocab_size=corpus.vocab_size,
+    chosen = evaluation_choice(len(available), blocks, seed=seed)
+    masked = (
+        next_tokens(available[chosen])
+        if causal
+        else mask_blocks(
+            available[chosen],
+            sample_B=chosen,
+            epoch_B=np.zeros_like(chosen),
+            seed=_EVALUATION ^ seed,
+            spec=masking or corpus.data.masking,
+            special_ids=corpus.special.all,
+            mask_id=corpus.special.mask,
+            vocab_size=corpus.vocab_size,
+        )
     )
     return [Batch.of(MaskedBlocks(*(x[at : at + batch] for x in masked))) for at in range(0, blocks, batch)]

@@ -2,7 +2,8 @@
 
 Registered with transformers under the name `isobudget`, with its mask function, so any model built
 or loaded with `attn_implementation="isobudget"` runs it. Shapes: B sequences, A heads, T tokens,
-d head size; Q, K, V are (B, A, T, d), after rotary embedding where a model has one.
+d head size; Q, K, V are (B, A, T, d), after rotary embedding where a model has one. Under grouped-query
+attention K and V have fewer heads than Q, and are handed out so.
 """
 
 from __future__ import annotations
@@ -48,10 +49,19 @@ def attention(
     """Scaled dot-product attention; returns (B, T, A, d) as transformers' modules expect."""
     if _watch is not None:
         _watch.append((query, key, value))
+    if key.shape[1] != query.shape[1]:
+        key, value = (share_heads(x, query.shape[1]) for x in (key, value))
+    # A mask that is given says itself what is past and what is future.
+    is_causal = attention_mask is None and query.shape[2] > 1 and bool(getattr(module, "is_causal", False))
     context = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, is_causal=is_causal
     )
     return context.transpose(1, 2), None
+
+
+def share_heads(tensor_BAkTd: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values as each of `heads` query heads sees them, (B, heads, T, d): consecutive heads share one."""
+    return tensor_BAkTd.repeat_interleave(heads // tensor_BAkTd.shape[1], dim=1)
 
 
 def register() -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
+
+from harness.study.models import CAUSAL_FAMILIES
 
 # The config keys that set a family's dropout probabilities.
 _DROPOUTS: dict[str, tuple[str, ...]] = {
     "distilbert": ("dropout", "attention_dropout"),
     "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout"),
+    "gpt2": ("attn_pdrop", "embd_pdrop", "resid_pdrop"),
+    "llama": ("attention_dropout",),
 }
+
+
+def auto_model(family: str) -> Any:
+    """The transformers class that builds and loads this family with its language-model head."""
+    return AutoModelForCausalLM if family in CAUSAL_FAMILIES else AutoModelForMaskedLM
 
 
 def dropout_settings(family: str, probability: float) -> dict[str, float]:
@@ -31,8 +40,12 @@ def config_of(
     init_std: float,
     dropout: float,
     special: dict[str, int],
+    kv_heads: int | None = None,
 ) -> PretrainedConfig:
-    """A masked language model that reads `length` tokens; `special` gives the pad, cls, sep and mask ids."""
+    """A language model that reads `length` tokens; `special` gives the pad, cls, sep and mask ids.
+
+    A causal model begins a text with cls and ends it with sep.
+    """
     keys: dict[str, Any] = {
         "vocab_size": vocab, "initializer_range": init_std, "pad_token_id": special["pad"],
         "bos_token_id": special["cls"], "eos_token_id": special["sep"], "tie_word_embeddings": True,
@@ -42,9 +55,16 @@ def config_of(
         return AutoConfig.for_model(
             family, dim=hidden, n_layers=layers, n_heads=heads, hidden_dim=intermediate, **keys
         )  # fmt: skip
+    if family == "gpt2":
+        del keys["max_position_embeddings"]
+        return AutoConfig.for_model(
+            family, n_embd=hidden, n_layer=layers, n_head=heads, n_inner=intermediate, n_positions=length, **keys
+        )  # fmt: skip
     keys |= {
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": intermediate,
     }  # fmt: skip
+    if family == "llama":
+        return AutoConfig.for_model(family, num_key_value_heads=kv_heads or heads, **keys)
     if family == "modernbert":
         keys |= {"cls_token_id": special["cls"], "sep_token_id": special["sep"]}
     else:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import rotate_half
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-from harness.models.attention import QKV
 from harness.models.shapes import Shape
 
 
@@ -60,18 +60,17 @@ class Family:
     def layer(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> torch.Tensor:
         return self.layers[number - 1](hidden_BTH, context.mask_BQK)
 
-    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> QKV:
-        """Q, K, V (B, A, T, d) of one layer without running the rest of it."""
-        attention = self.self_attention(number)
-        inputs = self.attention_input(number, hidden_BTH)
-        return (
-            self.split(attention.query(inputs)),
-            self.split(attention.key(inputs)),
-            self.split(attention.value(inputs)),
-        )
+    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context, parts: str) -> dict[str, torch.Tensor]:
+        """The named parts among "q", "k", "v" of one layer, (B, heads, T, d) each, without running the rest of it.
 
-    def self_attention(self, number: int) -> Any:
-        return self.layers[number - 1].attention.self
+        Families with one matrix for all three give all three.
+        """
+        inputs, projections = self.attention_input(number, hidden_BTH), self.projections(number)
+        return {part: self.split(projections[part](inputs)) for part in parts}
+
+    def projections(self, number: int) -> dict[str, Any]:
+        attention = self.layers[number - 1].attention.self
+        return {"q": attention.query, "k": attention.key, "v": attention.value}
 
     def attention_input(self, number: int, hidden_BTH: torch.Tensor) -> torch.Tensor:
         return hidden_BTH
@@ -118,10 +117,9 @@ class DistilBert(Family):
     def layers(self) -> Any:
         return self.body.transformer.layer
 
-    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> QKV:
+    def projections(self, number: int) -> dict[str, Any]:
         attention = self.layers[number - 1].attention
-        query, key, value = attention.q_lin(hidden_BTH), attention.k_lin(hidden_BTH), attention.v_lin(hidden_BTH)
-        return self.split(query), self.split(key), self.split(value)
+        return {"q": attention.q_lin, "k": attention.k_lin, "v": attention.v_lin}
 
     def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         return self.model.vocab_layer_norm(self.model.activation(self.model.vocab_transform(hidden_NH)))
@@ -169,20 +167,98 @@ class ModernBert(Family):
             position_embeddings=context.rotary[layer.attention_type],
         )
 
-    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> QKV:
+    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context, parts: str) -> dict[str, torch.Tensor]:
         layer = self.layers[number - 1]
         assert context.rotary is not None
         cos, sin = context.rotary[layer.attention_type]
         packed = layer.attn.Wqkv(layer.attn_norm(hidden_BTH)).unflatten(-1, (3, -1, self.shape.head_dim))
         query, key, value = (part.transpose(1, 2) for part in packed.unbind(dim=-3))
         query, key = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=1)
-        return query, key, value
+        return {"q": query, "k": key, "v": value}
 
     def final(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         return self.body.final_norm(hidden_BTH)
 
     def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         return self.model.head(hidden_NH)
+
+
+class Causal(Family):
+    """Families whose tokens see what precedes them: pre-norm, with a head that is its decoder alone."""
+
+    def context(self, hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor | None) -> Context:
+        pads = padding_mask(attention_mask_BT)
+        if pads is None:
+            return Context()  # the attention function asks the module, and SDPA skips the future by itself
+        length = hidden_BTH.shape[1]
+        past = torch.ones(length, length, dtype=torch.bool, device=hidden_BTH.device).tril()
+        return Context(mask_BQK=past & pads)
+
+    def head_transform(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return hidden_NH
+
+
+class Gpt2(Causal):
+    body_name = "transformer"
+
+    @property
+    def layers(self) -> Any:
+        return self.body.h
+
+    def embed(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+        return self.body.drop(self.body.wte(input_ids_BT) + self.body.wpe(positions[None]))
+
+    def layer(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> torch.Tensor:
+        return self.layers[number - 1](hidden_BTH, attention_mask=context.mask_BQK)
+
+    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context, parts: str) -> dict[str, torch.Tensor]:
+        layer = self.layers[number - 1]
+        packed = layer.attn.c_attn(layer.ln_1(hidden_BTH)).split(self.shape.hidden, dim=-1)
+        return {part: self.split(projected) for part, projected in zip("qkv", packed, strict=True)}
+
+    def final(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return self.body.ln_f(hidden_BTH)
+
+
+class Llama(Causal):
+    body_name = "model"
+
+    @property
+    def layers(self) -> Any:
+        return self.body.layers
+
+    def context(self, hidden_BTH: torch.Tensor, attention_mask_BT: torch.Tensor | None) -> Context:
+        positions = torch.arange(hidden_BTH.shape[1], device=hidden_BTH.device)
+        rotary = {"all": self.body.rotary_emb(hidden_BTH, position_ids=positions[None])}
+        return Context(mask_BQK=super().context(hidden_BTH, attention_mask_BT).mask_BQK, rotary=rotary)
+
+    def embed(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        return self.body.embed_tokens(input_ids_BT)
+
+    def layer(self, number: int, hidden_BTH: torch.Tensor, context: Context) -> torch.Tensor:
+        assert context.rotary is not None
+        return self.layers[number - 1](
+            hidden_BTH, attention_mask=context.mask_BQK, position_embeddings=context.rotary["all"]
+        )
+
+    def attention_input(self, number: int, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return self.layers[number - 1].input_layernorm(hidden_BTH)
+
+    def projections(self, number: int) -> dict[str, Any]:
+        attention = self.layers[number - 1].self_attn
+        return {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
+
+    def qkv(self, number: int, hidden_BTH: torch.Tensor, context: Context, parts: str) -> dict[str, torch.Tensor]:
+        found = super().qkv(number, hidden_BTH, context, parts)
+        assert context.rotary is not None
+        cos, sin = context.rotary["all"]
+        for part in found.keys() & {"q", "k"}:
+            found[part] = found[part] * cos[:, None] + rotate_half(found[part]) * sin[:, None]
+        return found
+
+    def final(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        return self.body.norm(hidden_BTH)
 
 
 _BY_TYPE: dict[str, type[Family]] = {
@@ -192,6 +268,8 @@ _BY_TYPE: dict[str, type[Family]] = {
     "distilbert": DistilBert,
     "electra": Electra,
     "modernbert": ModernBert,
+    "gpt2": Gpt2,
+    "llama": Llama,
 }
 
 

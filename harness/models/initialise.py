@@ -31,7 +31,7 @@ def chosen_layers(wanted: Sequence[int] | str | None, student: Shape, teacher: S
         raise ConfigError(
             where, rule="the study has no teacher", remedy="add a teacher block, or start from random weights"
         )
-    for size in ("family", "hidden", "heads", "intermediate", "embedding", "vocab"):
+    for size in ("family", "hidden", "heads", "kv_heads", "intermediate", "embedding", "vocab"):
         mine, theirs = getattr(student, size), getattr(teacher, size)
         if mine != theirs:
             raise ConfigError(
@@ -76,7 +76,11 @@ def copy_layers(
     teacher_shape: Shape,
     layers: Sequence[int],
 ) -> None:
-    """Overwrite all of a student's weights: layer i with the teacher's `layers[i − 1]`, the rest with their namesakes."""
+    """Overwrite all of a student's weights: layer i with the teacher's `layers[i − 1]`, the rest with their namesakes.
+
+    Raises:
+        ConfigError: the teacher's output matrix is its own, where the student's is its input embeddings.
+    """
     import torch
 
     from harness.models.families import family_of
@@ -84,6 +88,11 @@ def copy_layers(
     mine, theirs = family_of(student, student_shape), family_of(teacher, teacher_shape)
     prefix = next(name for name, module in student.named_modules() if module is mine.layers) + "."
     source = teacher.state_dict()
+    if student.config.tie_word_embeddings and not teacher.config.tie_word_embeddings:
+        raise ConfigError(
+            "student.init_from_teacher: the teacher's head and embeddings are two matrices",
+            rule="the student has one for both", remedy="start from random weights, or choose a teacher that ties them",
+        )  # fmt: skip
     with torch.no_grad():
         for target, number in zip(mine.layers, layers, strict=True):
             target.load_state_dict(theirs.layers[number - 1].state_dict())

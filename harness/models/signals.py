@@ -35,24 +35,43 @@ class TrainingBatch(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """Layers count from 1, states from 0 (the embeddings) to `layers` (after the final norm)."""
+    """Layers count from 1, states from 0 (the embeddings) to `layers` (after the final norm).
+
+    "masked" logits are those at the positions a batch predicts: the masked ones, or, of a causal model, those
+    whose next token is real text. `qkv` asks for Q, K and V of a layer, `parts` for one of them: (layer, "k").
+    """
 
     logits: Positions = "none"
     states: frozenset[int] = frozenset()
     qkv: frozenset[int] = frozenset()
+    parts: frozenset[tuple[int, str]] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         order: list[Positions] = ["none", "masked", "tokens"]
         logits = max(self.logits, other.logits, key=order.index)
-        return Needs(logits=logits, states=self.states | other.states, qkv=self.qkv | other.qkv)
+        return Needs(
+            logits=logits,
+            states=self.states | other.states,
+            qkv=self.qkv | other.qkv,
+            parts=self.parts | other.parts,
+        )
 
     def __bool__(self) -> bool:
-        return self.logits != "none" or bool(self.states) or bool(self.qkv)
+        return self.logits != "none" or bool(self.states or self.qkv or self.parts)
+
+    @property
+    def attended(self) -> frozenset[int]:
+        """Layers of which Q, K or V is asked for."""
+        return self.qkv | {number for number, _ in self.parts}
+
+    def parts_of(self, number: int) -> str:
+        """Which of "q", "k", "v" of this layer are asked for, in that order."""
+        return "".join(part for part in "qkv" if number in self.qkv or (number, part) in self.parts)
 
     def check(self, shape: Shape, *, whose: str) -> None:
         """Raise ConfigError when a layer does not exist."""
-        for number in sorted(self.states | self.qkv):
-            if not 0 <= number <= shape.layers or (number == 0 and 0 in self.qkv):
+        for number in sorted(self.states | self.attended):
+            if not 0 <= number <= shape.layers or (number == 0 and 0 in self.attended):
                 raise ConfigError(
                     f"layer {number} of the {whose}",
                     rule=f"it has layers 1 to {shape.layers}",
@@ -63,12 +82,12 @@ class Needs:
         """Layers that run whole."""
         if self.logits != "none":
             return shape.layers
-        deepest_qkv = max(self.qkv, default=0)
+        deepest_qkv = max(self.attended, default=0)
         return max(max(self.states, default=0), deepest_qkv - 1)
 
     def cut_layer(self, shape: Shape) -> int | None:
         """The layer of which only Q, K, V run, if the forward ends there."""
-        deepest = max(self.qkv, default=0)
+        deepest = max(self.attended, default=0)
         return deepest if deepest > self.full_layers(shape) else None
 
     def positions(self, *, tokens: int, masked: int) -> int:
@@ -82,8 +101,8 @@ class Needs:
         flops = shape.embedding_flops(sequences=sequences, length=length)
         for number in range(1, self.full_layers(shape) + 1):
             flops += shape.layer_flops(number, sequences=sequences, length=length)
-        if self.cut_layer(shape) is not None:
-            flops += shape.qkv_flops(sequences=sequences, length=length)
+        if (cut := self.cut_layer(shape)) is not None:
+            flops += shape.qkv_flops(sequences=sequences, length=length, parts=self.parts_of(cut))
         return flops + shape.head_flops(self.positions(tokens=sequences * length, masked=masked))
 
 
@@ -106,11 +125,26 @@ class Head:
 
 @dataclass
 class Signals:
-    """The answer to `Needs`: states (B, T, H) and (q, k, v), each (B, A, T, d), by number."""
+    """The answer to `Needs`: states (B, T, H) and (q, k, v), each (B, heads, T, d), by number.
+
+    `parts` holds those asked for one by one.
+    """
 
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     qkv: dict[int, QKV] = field(default_factory=dict)
     head: Head | None = None
+    parts: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+
+    def part(self, number: int, part: str) -> torch.Tensor:
+        """Q, K or V of a layer, however it was asked for."""
+        return self.qkv[number]["qkv".index(part)] if number in self.qkv else self.parts[number, part]
+
+    def keep(self, number: int, found: dict[str, torch.Tensor], needs: Needs) -> None:
+        """Of a layer's Q, K, V hold what was asked for."""
+        if number in needs.qkv:
+            self.qkv[number] = found["q"], found["k"], found["v"]
+        else:
+            self.parts.update({(number, part): found[part] for part in needs.parts_of(number)})
 
 
 def run(
@@ -134,10 +168,10 @@ def run(
         signals.states[0] = hidden
     last = needs.full_layers(shape)
     for number in range(1, last + 1):
-        if number in needs.qkv:
+        if number in needs.attended:
             with watched() as seen:
                 hidden = family.layer(number, hidden, context)
-            signals.qkv[number] = seen[-1]
+            signals.keep(number, dict(zip("qkv", seen[-1], strict=True)), needs)
         else:
             hidden = family.layer(number, hidden, context)
         if number == shape.layers:
@@ -145,7 +179,7 @@ def run(
         if number in needs.states:
             signals.states[number] = hidden
     if (cut := needs.cut_layer(shape)) is not None:
-        signals.qkv[cut] = family.qkv(cut, hidden, context)
+        signals.keep(cut, family.qkv(cut, hidden, context, needs.parts_of(cut)), needs)
     if needs.logits != "none":
         flat = hidden.flatten(0, 1)
         if needs.logits == "masked":

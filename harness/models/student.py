@@ -42,6 +42,7 @@ def student_config(spec: ModelSpec, *, vocab: int, special: Mapping[str, int], b
         init_std=float(std),
         dropout=spec.dropout,
         special=dict(special),
+        kv_heads=spec.kv_heads,
     )
 
 
@@ -53,16 +54,18 @@ def student_shape(spec: ModelSpec, *, vocab: int, special: Mapping[str, int], bl
 def build_student(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
     """A student with random weights that depend on the seed and the config alone, in fp32 on the CPU."""
     import torch
-    from transformers import AutoModelForMaskedLM
 
     from harness.models import attention
+    from harness.models.configs import auto_model
 
     attention.register()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # A model keeps its config and writes its attention implementation into it: every model gets its own.
         try:
-            model = AutoModelForMaskedLM.from_config(copy.deepcopy(config), attn_implementation=attention.NAME)
+            model = auto_model(str(config.model_type)).from_config(
+                copy.deepcopy(config), attn_implementation=attention.NAME
+            )
         except ValueError as error:
             raise ConfigError("student", rule=str(error), remedy="change the study's student block") from None
     return model.float()
@@ -83,9 +86,9 @@ def export(
     """
     import json
 
-    from transformers import AutoModelForMaskedLM
+    from harness.models.configs import auto_model
 
-    model = AutoModelForMaskedLM.from_config(copy.deepcopy(config))
+    model = auto_model(str(config.model_type)).from_config(copy.deepcopy(config))
     model.load_state_dict(dict(weights), strict=True)
     if layers is not None:
         drop_top(model, shape_of(config.to_dict()), layers)

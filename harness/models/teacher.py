@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError, TeacherError
-from harness.models.shapes import CAUSAL_MODEL_TYPES, Shape, shape_of
+from harness.models.shapes import MASKED_FAMILIES, Shape, shape_of
 
 if TYPE_CHECKING:
     import torch
 
     from harness.models.signals import Needs, Signals, TrainingBatch
 
-BUILTIN = Path(__file__).parent.parent / "assets" / "teacher"
+ASSETS = Path(__file__).parent.parent / "assets"
+BUILTIN = {"builtin": ASSETS / "teacher", "builtin-causal": ASSETS / "causal_teacher"}
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,24 @@ def inspect(path: str) -> TeacherInfo:
     """Read a teacher's config and provenance; needs no weights.
 
     Raises:
-        TeacherError: no such folder or Hub model, no readable config, a causal model, or an unsupported family.
+        TeacherError: no such folder or Hub model, no readable config, a masked family turned causal, or an
+            unsupported family.
     """
     folder = resolve(path)
     config = _config(folder, path)
     kind = str(config.get("model_type"))
     architectures = [str(a) for a in config.get("architectures") or []]
-    if kind in CAUSAL_MODEL_TYPES or config.get("is_decoder") or any(a.endswith("CausalLM") for a in architectures):
+    turned = config.get("is_decoder") or any(a.endswith("CausalLM") for a in architectures)
+    if kind in MASKED_FAMILIES and turned:
         raise TeacherError(
-            f"teacher {path} is a causal {kind} model", rule="a masked student needs a masked teacher",
-            remedy="choose a BERT-like teacher",
+            f"teacher {path} is a causal {kind} model", rule="this family is read as a masked language model",
+            remedy="choose a masked checkpoint of it, or a GPT-2 or Llama model",
         )  # fmt: skip
     try:
         shape = shape_of(config)
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise TeacherError(
-            f"teacher {path}", rule=f"unusable config: {error}", remedy="choose a BERT-like teacher"
+            f"teacher {path}", rule=f"unusable config: {error}", remedy="choose a BERT-like, GPT-2 or Llama teacher"
         ) from None
     return TeacherInfo(path=path, shape=shape, provenance=_provenance(folder, path))
 
@@ -88,8 +91,8 @@ def weights_fingerprint(path: str) -> str:
 
 def resolve(path: str) -> Path:
     """The local folder of a teacher: the shipped one, a folder, or a download of its safetensors from the Hub."""
-    if path == "builtin":
-        return BUILTIN
+    if path in BUILTIN:
+        return BUILTIN[path]
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -145,18 +148,17 @@ class Teacher:
         A `dropout` above 0 leaves every dropout of the teacher on, as in the published code.
         """
         import torch
-        from transformers import AutoModelForMaskedLM
         from transformers.utils import logging
 
         from harness.models import attention
-        from harness.models.configs import dropout_settings
+        from harness.models.configs import auto_model, dropout_settings
         from harness.models.families import family_of
 
         attention.register()
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # the loading report is read below, not printed
         try:
-            model, report = AutoModelForMaskedLM.from_pretrained(
+            model, report = auto_model(info.shape.family).from_pretrained(
                 resolve(info.path),
                 attn_implementation=attention.NAME,
                 use_safetensors=True,
@@ -177,7 +179,7 @@ class Teacher:
         if bad:
             raise TeacherError(
                 f"teacher {info.path} lacks {len(bad)} weights, first {bad[0]}", rule="a teacher must be complete",
-                remedy="give the full masked-language-model checkpoint, head included",
+                remedy="give the full language-model checkpoint, head included",
             )  # fmt: skip
         model.requires_grad_(False).train(dropout > 0)
         self.info = info

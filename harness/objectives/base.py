@@ -13,21 +13,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 import harness.objectives
-from harness.errors import ConfigError
+from harness.errors import ConfigError, TeacherError
 from harness.models.shapes import Shape
 from harness.models.signals import Head, Needs, Positions, Signals, TrainingBatch
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """What one forward covers; `masked` counts the masked positions of all sequences."""
+    """What one forward covers; `masked` counts the predicted positions of all sequences, masked ones or next tokens."""
 
     sequences: int
     length: int
@@ -50,6 +50,8 @@ class Objective(nn.Module):
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
     needs_teacher: ClassVar[bool] = True
+    # The models this method is defined for: those that see both sides of a token, those that see its past, or either.
+    reads: ClassVar[Literal["either", "masked", "causal"]] = "either"
     # Options under which this method computes what the published code of Bui et al. (2024) computed instead.
     paper_code: ClassVar[dict[str, Any]] = {}
     # Options under which loss and gradient are zero when student and teacher give the same signals (a learned
@@ -67,6 +69,19 @@ class Objective(nn.Module):
                 f"objective {self.name}", rule="it needs a teacher", remedy="add a teacher block to the study"
             )
         self._teacher_shape = teacher
+        if self.reads != "either" and student.causal != (self.reads == "causal"):
+            other = "mlm" if self.reads == "causal" else "clm"
+            raise self.refuse(
+                f"a {student.family} student", rule=f"it is defined for {self.reads} language models",
+                remedy=f"use {other}, or a student of another family",
+            )  # fmt: skip
+        if teacher is not None and self.needs_teacher and teacher.causal != student.causal:
+            raise opposite_teacher(student, teacher, name=f"a {teacher.family} model")
+
+    @property
+    def causal(self) -> bool:
+        """True when tokens see their past only: relations and scores are compared there."""
+        return self.student_shape.causal
 
     @property
     def teacher_shape(self) -> Shape:
@@ -83,6 +98,16 @@ class Objective(nn.Module):
 
     def refuse(self, value: str, rule: str, remedy: str) -> ConfigError:
         return ConfigError(f"objective {self.name}: {value}", rule=rule, remedy=remedy)
+
+
+def opposite_teacher(student: Shape, teacher: Shape, *, name: str) -> TeacherError:
+    """The refusal of a teacher that predicts another kind of token than the student."""
+    kinds = {True: "causal", False: "masked"}
+    return TeacherError(
+        f"teacher {name} is a {kinds[teacher.causal]} model",
+        rule=f"a {kinds[student.causal]} student needs a {kinds[student.causal]} teacher",
+        remedy=f"choose a {kinds[student.causal]} teacher, or another student.family",
+    )
 
 
 def discover() -> dict[str, type[Objective]]:
@@ -124,6 +149,14 @@ def token_rows(states_BTH: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
 def target_rows(states_BTH: torch.Tensor, batch: TrainingBatch, *, like: torch.Tensor) -> torch.Tensor:
     """A teacher's rows of all real tokens (N, H): a constant, in the type they are compared in."""
     return wide(token_rows(states_BTH.detach(), batch)).to(like.dtype)
+
+
+def last_rows(states_BTH: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+    """The state of each sequence's last real token (B, H): the one that has seen all of it, in a causal model."""
+    lengths = lengths_of(batch)
+    if lengths is None:
+        return states_BTH[:, -1]
+    return states_BTH[torch.arange(len(states_BTH), device=states_BTH.device), lengths - 1]
 
 
 def masked_rows(batch: TrainingBatch) -> torch.Tensor:

@@ -16,7 +16,7 @@ from harness.objectives.soft_targets import soft_and_hard
 
 
 class Options(base.Options):
-    """Weights of the three terms, as the authors' training code sets them."""
+    """Weights of the three terms, as the authors' training code sets them; `mlm` weighs a causal model's `clm`."""
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
     soft: Annotated[float, Field(ge=0)] = 5.0

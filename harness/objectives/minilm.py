@@ -8,6 +8,7 @@ import torch
 
 from harness.kernels.attention_kl.op import attention_kl
 from harness.kernels.relation_kl.op import relation_kl
+from harness.models.attention import QKV, share_heads
 from harness.models.shapes import Shape
 from harness.models.signals import Needs, Signals
 from harness.objectives import base
@@ -18,8 +19,18 @@ def concatenate_heads(tensor_BATd: torch.Tensor) -> torch.Tensor:
     return tensor_BATd.transpose(1, 2).flatten(2)
 
 
+def per_head(qkv: QKV) -> QKV:
+    """Q, K, V as every query head attends with them: shared keys and values are repeated."""
+    query, key, value = qkv
+    heads = query.shape[1]
+    return query, share_heads(key, heads), share_heads(value, heads)
+
+
 class MiniLm(base.Objective):
-    """KL of attention distributions plus KL of softmax(VVᵀ/√d), each over heads · real length."""
+    """KL of attention distributions plus KL of softmax(VVᵀ/√d), each over heads · real length.
+
+    Of causal models both are over each token's past.
+    """
 
     name: ClassVar[str] = "minilm"
     vanishes_with: ClassVar[dict[str, Any] | None] = {}
@@ -36,13 +47,14 @@ class MiniLm(base.Objective):
         self.teacher_needs = Needs(qkv=frozenset({self.teacher_shape.layers}))
 
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
-        q_s, k_s, v_s = student.qkv[self.student_shape.layers]
-        q_t, k_t, v_t = teacher.qkv[self.teacher_shape.layers]
+        q_s, k_s, v_s = per_head(student.qkv[self.student_shape.layers])
+        q_t, k_t, v_t = per_head(teacher.qkv[self.teacher_shape.layers])
         lengths = base.lengths_of(batch)
-        attention = attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths)
+        attention = attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths, causal=self.causal)
         values = relation_kl(
-            concatenate_heads(v_s), concatenate_heads(v_t), heads=self.student_shape.heads, lengths_B=lengths
-        )
+            concatenate_heads(v_s), concatenate_heads(v_t), heads=self.student_shape.heads, lengths_B=lengths,
+            causal=self.causal,
+        )  # fmt: skip
         return {"attention": attention / batch.sequence_count, "values": values / batch.sequence_count}
 
     def flops(self, size: base.StepSize) -> int:

@@ -15,6 +15,7 @@ from harness.objectives import base
 from harness.objectives.minilm import concatenate_heads
 
 Weight = Annotated[float, Field(ge=0)]
+RELATIONS = ("query", "key", "value")
 
 
 class Options(base.Options):
@@ -31,7 +32,11 @@ class Options(base.Options):
 
 
 class MiniLmV2(base.Objective):
-    """Σ over Q, K, V of KL(softmax(R_T R_Tᵀ/√d_r) ‖ softmax(R_S R_Sᵀ/√d_r)) / (relation heads · real length)."""
+    """Σ over Q, K, V of KL(softmax(R_T R_Tᵀ/√d_r) ‖ softmax(R_S R_Sᵀ/√d_r)) / (relation heads · real length).
+
+    Of causal models each token is related to its past. A relation of weight 0 is neither captured nor computed.
+    Keys and values that several heads share (grouped-query attention) are re-split as narrow as they are.
+    """
 
     name: ClassVar[str] = "minilmv2"
     paper_code: ClassVar[dict[str, Any]] = {"split": "heads_first", "pads": "included"}
@@ -42,38 +47,47 @@ class MiniLmV2(base.Objective):
     def __init__(self, options: Options, student: Shape, teacher: Shape | None) -> None:
         super().__init__(options, student, teacher)
         theirs = self.teacher_shape
-        widths = {"student": (student.hidden, student.kv_width), "teacher": (theirs.hidden, theirs.kv_width)}
-        common = math.gcd(*(width for both in widths.values() for width in both))
-        for whose, both in widths.items():
-            for width in both:
+        if options.query + options.key + options.value <= 0:
+            raise self.refuse("query + key + value = 0", rule="the weights sum to nothing", remedy="raise one")
+        widths = {
+            whose: [shape.widths[name[0]] for name in self.weights]
+            for whose, shape in (("student", student), ("teacher", theirs))
+        }
+        common = math.gcd(*(width for several in widths.values() for width in several))
+        for whose, several in widths.items():
+            for width in several:
                 if width % options.relation_heads:
                     raise self.refuse(
                         f"{options.relation_heads} relation heads",
                         rule=f"they must divide the {whose}'s width {width}",
                         remedy=f"choose a common divisor of both models' widths: {_divisors(common)}",
                     )
-        if options.query + options.key + options.value <= 0:
-            raise self.refuse("query + key + value = 0", rule="the weights sum to nothing", remedy="raise one")
         self.student_layer = options.student_layer or student.layers
         self.teacher_layer = options.teacher_layer or theirs.layers
-        self.student_needs = Needs(qkv=frozenset({self.student_layer}))
-        self.teacher_needs = Needs(qkv=frozenset({self.teacher_layer}))
+        self.student_needs, self.teacher_needs = self._needs(self.student_layer), self._needs(self.teacher_layer)
+
+    def _needs(self, layer: int) -> Needs:
+        if len(self.weights) == len(RELATIONS):
+            return Needs(qkv=frozenset({layer}))
+        return Needs(parts=frozenset((layer, name[0]) for name in self.weights))
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"query": self.options.query, "key": self.options.key, "value": self.options.value}
+        """The relations that are computed, and their weights."""
+        found = {name: float(getattr(self.options, name)) for name in RELATIONS}
+        return {name: weight for name, weight in found.items() if weight}
 
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
         lengths = base.lengths_of(batch) if self.options.pads == "excluded" else None
-        mine, theirs = student.qkv[self.student_layer], teacher.qkv[self.teacher_layer]
         terms: dict[str, torch.Tensor] = {}
-        for (name, weight), student_BATd, teacher_BATd in zip(self.weights.items(), mine, theirs, strict=True):
-            if weight:
-                loss = relation_kl(
-                    self.lay_out(student_BATd), self.lay_out(teacher_BATd),
-                    heads=self.options.relation_heads, lengths_B=lengths,
-                )  # fmt: skip
-                terms[name] = weight * loss / batch.sequence_count
+        for name, weight in self.weights.items():
+            mine = student.part(self.student_layer, name[0])
+            theirs = teacher.part(self.teacher_layer, name[0])
+            loss = relation_kl(
+                self.lay_out(mine), self.lay_out(theirs),
+                heads=self.options.relation_heads, lengths_B=lengths, causal=self.causal,
+            )  # fmt: skip
+            terms[name] = weight * loss / batch.sequence_count
         return terms
 
     def lay_out(self, tensor_BATd: torch.Tensor) -> torch.Tensor:
@@ -88,8 +102,8 @@ class MiniLmV2(base.Objective):
 
     def flops(self, size: base.StepSize) -> int:
         pair_products = 2 * size.tokens * size.length
-        relations = sum(1 for weight in self.weights.values() if weight)
-        return relations * pair_products * (3 * self.student_shape.hidden + self.teacher_shape.hidden)
+        mine, theirs = self.student_shape.widths, self.teacher_shape.widths
+        return sum(pair_products * (3 * mine[name[0]] + theirs[name[0]]) for name in self.weights)
 
 
 def _divisors(number: int) -> str:

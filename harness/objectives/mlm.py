@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ class Mlm(Objective):
 
     name: ClassVar[str] = "mlm"
     needs_teacher: ClassVar[bool] = False
+    reads: ClassVar[Literal["either", "masked", "causal"]] = "masked"
     student_needs = Needs(logits="masked")
 
     def forward(self, student: Signals, teacher: Signals, batch: TrainingBatch) -> dict[str, torch.Tensor]:

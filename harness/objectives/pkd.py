@@ -1,4 +1,4 @@
-"""`pkd`: patient distillation of normalised [CLS] states (Sun et al. 2019, §3.2)."""
+"""`pkd`: patient distillation of normalised sequence states (Sun et al. 2019, §3.2)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Options(base.Options):
 class Pkd(base.Objective):
     """Σ over student layers but the last of ‖h_S/‖h_S‖ − h_T/‖h_T‖‖² at [CLS], mean over sequences.
 
+    A causal model's [CLS] has seen nothing: there the state is that of the last real token, which has seen all.
     The patient term alone: the paper adds soft targets and the task loss, which a study composes as terms.
     """
 
@@ -55,7 +56,13 @@ class Pkd(base.Objective):
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
         errors = []
         for mine, theirs in self.state_map.items():
-            a = functional.normalize(base.wide(student.states[mine][:, 0]), dim=-1)
-            b = functional.normalize(base.wide(teacher.states[theirs][:, 0].detach()), dim=-1).to(a.dtype)
+            a = functional.normalize(base.wide(self.summary(student.states[mine], batch)), dim=-1)
+            b = functional.normalize(base.wide(self.summary(teacher.states[theirs], batch).detach()), dim=-1).to(
+                a.dtype
+            )
             errors.append((a - b).square().sum())
         return {"patience": torch.stack(errors).sum() / batch.sequence_count}
+
+    def summary(self, states_BTH: torch.Tensor, batch: base.TrainingBatch) -> torch.Tensor:
+        """The state (B, H) that stands for a sequence."""
+        return base.last_rows(states_BTH, batch) if self.causal else states_BTH[:, 0]

@@ -16,7 +16,10 @@ IGNORED = -100  # a label that takes a position out of the cross-entropy
 
 
 class Options(base.Options):
-    """`vocabulary: mean` is a `paper_code` variant: it divides the soft term by the vocabulary size."""
+    """`positions: masked` are those a batch predicts: masked tokens, or every next token of a causal model.
+
+    `vocabulary: mean` is a `paper_code` variant: it divides the soft term by the vocabulary size.
+    """
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -25,7 +28,7 @@ class Options(base.Options):
 
 
 class SoftTargets(base.Objective):
-    """α·T²·KL(p_T ‖ p_S), summed over the vocabulary and averaged over positions, plus (1−α)·mlm."""
+    """α·T²·KL(p_T ‖ p_S), summed over the vocabulary and averaged over positions, plus (1−α)·mlm (causal: clm)."""
 
     name: ClassVar[str] = "soft_targets"
     paper_code: ClassVar[dict[str, Any]] = {"vocabulary": "mean"}

@@ -11,6 +11,7 @@ from harness.kernels.score_mse.op import score_sse
 from harness.models.shapes import Shape
 from harness.models.signals import Needs, Signals
 from harness.objectives import base
+from harness.objectives.minilm import per_head
 
 
 class Options(base.Options):
@@ -35,7 +36,7 @@ class TinyBert(base.Objective):
     """Σ_layers MSE of pre-softmax scores + Σ_states MSE(W·h_S, h_T), the embeddings being state 0.
 
     Student layer i learns from teacher layer i·k. Each MSE is a mean over real (query, key) pairs and
-    heads, or over real tokens and the teacher's hidden size.
+    heads, or over real tokens and the teacher's hidden size. Of causal models a token's pairs are those with its past.
     """
 
     name: ClassVar[str] = "tinybert"
@@ -104,13 +105,18 @@ class TinyBert(base.Objective):
         lengths = base.lengths_of(batch)
         average = self.options.scores == "head_average"
         heads = 1 if average else self.student_shape.heads
-        every_pair = batch.sequence_count * batch.input_ids_BT.shape[1] ** 2
-        real_pairs = every_pair if lengths is None else lengths.square().sum()
+        width = batch.input_ids_BT.shape[1]
+        every_pair = batch.sequence_count * (width * (width + 1) // 2 if self.causal else width * width)
+        real_pairs: Any = every_pair
+        if lengths is not None:
+            real_pairs = (lengths * (lengths + 1) // 2 if self.causal else lengths.square()).sum()
 
         def score_error(mine: int, theirs: int, *, pads: bool = False) -> torch.Tensor:
-            q_s, k_s, _ = student.qkv[mine]
-            q_t, k_t, _ = teacher.qkv[theirs]
-            sse = score_sse(q_s, k_s, q_t, k_t, lengths_B=None if pads else lengths, head_average=average)
+            q_s, k_s, _ = per_head(student.qkv[mine])
+            q_t, k_t, _ = per_head(teacher.qkv[theirs])
+            sse = score_sse(
+                q_s, k_s, q_t, k_t, lengths_B=None if pads else lengths, head_average=average, causal=self.causal
+            )
             return sse / (every_pair if pads else real_pairs) / heads
 
         terms = {"scores": _total([score_error(mine, theirs) for mine, theirs in self.layer_map.items()])}

@@ -6,7 +6,7 @@ One file per block of a study file; `study.py` holds the whole, `reading.py` rea
 
 from harness.study.accounting import CHARGEABLE, AccountingSpec
 from harness.study.data import DataSpec, MaskingSpec, SourceSpec
-from harness.study.evaluation import EvaluationSpec, ProbeSpec, ReadoutSpec
+from harness.study.evaluation import ChoiceSpec, EvaluationSpec, ProbeSpec, ReadoutSpec
 from harness.study.glue import GlueSpec, GridSpec, glue_spec
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.reading import STUDIES, load, names, validate
@@ -20,6 +20,7 @@ __all__ = [
     "AccountingSpec",
     "ArmSpec",
     "BatchSpec",
+    "ChoiceSpec",
     "DataSpec",
     "EvaluationSpec",
     "GlueSpec",

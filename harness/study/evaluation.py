@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.study.glue import GlueSpec
 from harness.study.spec import Positive, Spec
 
 
 class ReadoutSpec(Spec):
-    """A fresh MLM head trained for a fixed number of uncharged steps on every arm's frozen body."""
+    """A fresh head, masked or next-token, trained for a fixed number of uncharged steps on every arm's frozen body."""
 
     steps: Positive = 150
     positions: Positive = 320
@@ -31,8 +31,27 @@ class ProbeSpec(Spec):
     lr: Annotated[float, Field(gt=0)] = 1e-3
 
 
+class ChoiceSpec(Spec):
+    """Built-in multiple-choice probes of causal students: which of four continuations is the likeliest?
+
+    `normalise` divides the log-likelihood of a continuation by its tokens or by its UTF-8 bytes, or not at all.
+    `head: readout` scores by the read-out's head, which every arm has alike; `own` by the student's, which some
+    objectives never train.
+    """
+
+    tasks: Annotated[list[Literal["continuation", "word_order"]], Field(min_length=1)] = Field(
+        default_factory=lambda: ["continuation", "word_order"]
+    )
+    examples: Positive = 400
+    normalise: Literal["tokens", "bytes", "none"] = "tokens"
+    head: Literal["readout", "own"] = "readout"
+
+
 class EvaluationSpec(Spec):
-    """What every student is measured by, which score decides the verdict, and what difference matters (`margin`)."""
+    """What every student is measured by, which score decides the verdict, and what difference matters (`margin`).
+
+    `mlm_blocks` held-out blocks give a student's own loss, a causal one's too.
+    """
 
     main: str = "readout.loss"
     margin: Annotated[float, Field(gt=0)] | None = None
@@ -40,15 +59,23 @@ class EvaluationSpec(Spec):
     mlm_blocks: Positive = 512
     readout: ReadoutSpec | None = ReadoutSpec()
     probes: ProbeSpec | None = None
+    choices: ChoiceSpec | None = None
     glue: GlueSpec | None = None
 
-    def scores(self) -> list[str]:
-        """Every score this evaluation makes; `main` is one of them."""
-        found = ["mlm.loss", "mlm.accuracy"]
+    @model_validator(mode="after")
+    def _head_of_choices(self) -> EvaluationSpec:
+        if self.choices is not None and self.choices.head == "readout" and self.readout is None:
+            raise ValueError("choices.head readout: this evaluation has no readout; add one, or say head: own")
+        return self
+
+    def scores(self, *, causal: bool = False) -> list[str]:
+        """Every score this evaluation makes of such students; `main` is one of them."""
+        found = ["clm.loss", "clm.accuracy", "clm.bits_per_byte"] if causal else ["mlm.loss", "mlm.accuracy"]
         if self.readout is not None:
             found += ["readout.loss", "readout.accuracy"]
-        if self.probes is not None and self.probes.tasks:
-            found += [*(f"probe.{task}" for task in self.probes.tasks), "probe.mean"]
+        probes = [*(self.probes.tasks if self.probes else []), *(self.choices.tasks if self.choices else [])]
+        if probes:
+            found += [*(f"probe.{task}" for task in probes), "probe.mean"]
         if self.glue is not None:
             found += self.glue.scores()
         return found
