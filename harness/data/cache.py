@@ -25,6 +25,12 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "isobudget"
 
 
+def folder_of(kind: str, depends_on: dict[str, Any]) -> Path:
+    """Where `cached_folder` puts what depends on this; it exists once it is complete."""
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:20]
+    return cache_root() / kind / key
+
+
 def cached_folder(kind: str, depends_on: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """The folder that `build` fills, named by a hash of all it depends on; built at most once per cache.
 
@@ -34,10 +40,10 @@ def cached_folder(kind: str, depends_on: dict[str, Any], build: Callable[[Path],
     Raises:
         DataError: the cache cannot be written.
     """
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:20]
-    folder = cache_root() / kind / key
+    folder = folder_of(kind, depends_on)
     if folder.exists():
         return folder
+    key = folder.name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):

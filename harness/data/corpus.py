@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from harness.data import shards
-from harness.data.cache import cached_folder
+from harness.data.cache import cached_folder, folder_of
 from harness.data.hashing import permutation, text_word
 from harness.data.sources import SPLITS, Document, identity, read_documents
 from harness.data.tokenizer import SpecialIds, encode, load_tokenizer, special_ids, vocabulary_size
@@ -167,17 +167,33 @@ def prepare(data: DataSpec, *, vocab_limit: int | None = None, tell: Tell | None
     parts = []
     for source in data.sources:
         known = identity(source)
-        depends_on = {
-            "source": source.path,
-            "identity": known,
-            "tokenizer": fingerprint,
-            "block_length": data.block_length,
-            "fractions": [data.validation_fraction, data.test_fraction],
-            "packing": VERSION,
-        }
+        depends_on = _depends_on(source, known, data, fingerprint)
         folder = cached_folder("corpora", depends_on, partial(_build, source=source, known=known, data=data, tell=tell))
         parts.append(_open_part(folder, source, data, size, share=source.weight / whole))
     return Corpus(parts, data=data, special=special, vocab_size=size, tokenizer_fingerprint=fingerprint)
+
+
+def is_built(data: DataSpec) -> bool:
+    """True when `prepare` would find every source in the cache and read nothing.
+
+    Raises:
+        DataError: a source or the tokenizer cannot be found.
+    """
+    _, fingerprint = load_tokenizer(data.tokenizer)
+    wanted = (_depends_on(source, identity(source), data, fingerprint) for source in data.sources)
+    return all(folder_of("corpora", depends_on).exists() for depends_on in wanted)
+
+
+def _depends_on(source: SourceSpec, known: dict[str, Any], data: DataSpec, tokenizer: str) -> dict[str, Any]:
+    """All that a source's folder is a function of; `known` is the source's identity."""
+    return {
+        "source": source.path,
+        "identity": known,
+        "tokenizer": tokenizer,
+        "block_length": data.block_length,
+        "fractions": [data.validation_fraction, data.test_fraction],
+        "packing": VERSION,
+    }
 
 
 def _build(into: Path, *, source: SourceSpec, known: dict[str, Any], data: DataSpec, tell: Tell | None) -> None:
