@@ -1,76 +1,98 @@
-"""Checkpoints: written aside, fsynced, described by a manifest, published by one rename.
+"""Checkpoints: written aside by all ranks, described by a manifest, published by one rename.
 
 A checkpoint either has a manifest that matches every byte of it or does not exist for the reader. The
-newest complete one is found by looking at manifests, never by following a pointer file.
+newest complete one is found by looking at manifests; there is no pointer file to be wrong. Nothing
+complete is removed before something newer is complete.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from harness import manifest
 from harness.errors import CheckpointError
 from harness.ranks import Ranks
 
-MANIFEST = "manifest.json"
-_PREFIX = "step-"
+STATE = "state.json"
+KEEP = 2
+_NAME = re.compile(r"step-(\d{8})(?:-(\d+))?")
+_ASIDE = (".writing-*", ".removing-*")
+
+T = TypeVar("T")
+
+
+class _Failed(Exception):
+    """Some rank could not do its part; the text says which and why."""
 
 
 def save(
-    root: Path, *, step: int, state: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int = 2
+    root: Path, *, step: int, state: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int = KEEP
 ) -> None:
     """Publish one checkpoint; every rank calls this and writes its share through `write(folder)`.
+
+    A process that dies at any point leaves the older checkpoints as they were, and either all of the
+    new one or nothing a reader sees.
 
     Args:
         root: where this run's checkpoints live.
         state: plain JSON that belongs to the checkpoint (ledger, stream position, counters).
-        keep: how many complete checkpoints stay.
+        keep: how many checkpoints stay.
 
     Raises:
         CheckpointError: any rank could not write (full disk, lost mount); the older ones stay intact.
     """
-    final, temporary = root / f"{_PREFIX}{step:08d}", root / f".writing-{step:08d}"
-    failure = ""
-    if ranks.is_main:
-        try:
-            for leftover in root.glob(".writing-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            temporary.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            failure = str(error)
-    failure = ranks.share(failure)
-    if not failure:
-        try:
-            write(temporary)
-        except (OSError, RuntimeError) as error:
-            failure = f"rank {ranks.rank}: {error}"
-        failures = [text for text in ranks.gather(failure) if text]
-        failure = failures[0] if failures else ""
-    if ranks.is_main and not failure:
-        try:
-            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            _seal(temporary)
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(temporary, final)
-            _sync(root)
-            for old in _candidates(root)[keep:]:
-                shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            failure = str(error)
-    failure = ranks.share(failure)
-    if failure:
+    temporary = root / f".writing-{step:08d}"
+    try:
+        _on_main(ranks, lambda: prepare(root, temporary))
+        _everywhere(ranks, lambda: write(temporary))
+        _on_main(ranks, lambda: (temporary / STATE).write_text(json.dumps(state), encoding="utf-8"))
+        names = ranks.share(manifest.files_of(temporary) if ranks.is_main else None)
+        # All files are there: ranks share the reading, which costs more than the writing did.
+        parts = _everywhere(ranks, lambda: manifest.describe(temporary, names[ranks.rank :: ranks.world]))
+        files = {name: facts for part in parts for name, facts in part.items()}
+        _on_main(ranks, lambda: manifest.seal(temporary, files))
+        _on_main(ranks, lambda: publish(temporary, root, step))
+        _on_main(ranks, lambda: clean(root, keep))
+    except _Failed as failure:
         if ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint of step {step} in {root.name}", rule=f"it could not be written ({failure})",
             remedy="free space or choose another --out; the previous checkpoint is intact",
-        )  # fmt: skip
+        ) from None  # fmt: skip
+
+
+def prepare(root: Path, temporary: Path) -> None:
+    """An empty folder to write in; what an earlier crash left half written or half removed goes."""
+    for pattern in _ASIDE:
+        for leftover in root.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+
+def publish(temporary: Path, root: Path, step: int) -> None:
+    """Make the folder visible under its step, by a rename that happens or does not."""
+    final = root / f"step-{step:08d}"
+    again = 1
+    while final.exists():  # resumed, and saved again at the same step
+        again += 1
+        final = root / f"step-{step:08d}-{again}"
+    os.replace(temporary, final)
+    manifest.sync(root)
+
+
+def clean(root: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; each leaves readers' sight before its files go."""
+    for old in candidates(root)[keep:]:
+        aside = root / f".removing-{old.name}"
+        os.replace(old, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -80,10 +102,13 @@ def newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
         CheckpointError: checkpoints exist and all are bad; each one's reason is named.
     """
     reasons: list[str] = []
-    for folder in _candidates(root):
-        reason = _fault(folder)
+    for folder in candidates(root):
+        reason = manifest.fault(folder)
         if reason is None:
-            return folder, json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            try:
+                return folder, json.loads((folder / STATE).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                reason = f"{STATE} is unreadable ({type(error).__name__})"
         reasons.append(f"{folder.name}: {reason}")
     if reasons:
         raise CheckpointError(
@@ -92,52 +117,35 @@ def newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _candidates(root: Path) -> list[Path]:
-    return sorted(root.glob(f"{_PREFIX}*"), reverse=True) if root.is_dir() else []
+def candidates(root: Path) -> list[Path]:
+    """Every folder published as a checkpoint, newest first, good or bad."""
+    found = [(match, path) for path in root.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2] or 1)), reverse=True)]
 
 
-def _seal(folder: Path) -> None:
-    """Write the manifest last: name, size and hash of every other file, all flushed to disk."""
-    files: dict[str, Any] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        _sync(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
-    body = json.dumps({"files": files}, sort_keys=True)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps({"files": files, "seal": seal}, sort_keys=True), encoding="utf-8")
-    _sync(folder / MANIFEST)
-    _sync(folder)
+def _everywhere(ranks: Ranks, action: Callable[[], T]) -> list[T]:
+    """Every rank acts; all results on every rank, or _Failed on every rank when one could not.
 
-
-def _fault(folder: Path) -> str | None:
-    """Why a checkpoint must not be loaded, or None."""
+    Any exception counts: whatever a writer raises (OSError, PyTorch's RuntimeError, safetensors' own),
+    the other ranks must not wait for this one, and the older checkpoints must stay.
+    """
+    result, failure = None, ""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        if hashlib.sha256(json.dumps({"files": files}, sort_keys=True).encode()).hexdigest() != manifest["seal"]:
-            return "its manifest was altered"
-        for name, facts in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != facts["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-            if _hash(path) != facts["sha256"]:
-                return f"{name} was altered"
-        extra = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - set(files) - {MANIFEST}
-        return f"{min(extra)} is not in its manifest" if extra else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"no readable manifest ({type(error).__name__})"
+        result = action()
+    except Exception as error:
+        failure = f"rank {ranks.rank}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+    both = ranks.gather((result, failure))
+    failures = [text for _, text in both if text]
+    if failures:
+        raise _Failed(failures[0])
+    return [value for value, _ in both]
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _on_main(ranks: Ranks, action: Callable[[], Any]) -> None:
+    """Rank 0 acts, the others wait and learn whether it could."""
 
+    def act() -> None:
+        if ranks.is_main:
+            action()
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _everywhere(ranks, act)

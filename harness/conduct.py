@@ -63,6 +63,7 @@ class Conductor:
     command: str = ""
     resume: bool = False
     hang_timeout_s: float = HANG_TIMEOUT_S
+    allowed: frozenset[str] = frozenset()
 
     def run(self) -> None:
         """Train and evaluate every missing trial.
@@ -78,6 +79,8 @@ class Conductor:
             missing = self.missing()
             if missing:
                 self.ranks.on_main(self.refuse_mixed_precision)
+                self.identity = environment.identity(self.setting, self.ranks)
+                self.overrides = self.ranks.on_main(lambda: self.directory.admit(self.identity, self.allowed))
             vouchers = self.ranks.on_main(lambda: self.vouchers(missing))
             for arm, seed in missing:
                 self.train(arm, seed, stop, vouchers.get((arm.arm.name, seed)))
@@ -215,6 +218,8 @@ class Conductor:
             directory=folder, trainee=trainee, groups=groups, engine=engine, teacher=self.teacher(arm, plan), stream=stream,
             corpus=setting.corpus, ledger=ledger, meters=[*arm.analytic_meters(plan), clock], clock=clock,
             schedule=study.schedule, peak_lr=study.optimizer.lr, ranks=self.ranks, watcher=self.tell,
+            identity=environment.trial_identity(self.identity, arm, seed, engine.facts()), allowed=self.allowed,
+            overrides=list(self.overrides),
             curve_points=study.evaluation.curve_points, saves=study.checkpoints, stop_requested=stop,
             pace=Pace(self.ranks, cuda=has_cuda()),
         )  # fmt: skip

@@ -53,6 +53,16 @@ class DsConfig:
             return "fp16-autocast" if str(cast.get("dtype")) in ("float16", "fp16", "half") else "bf16-autocast"
         return "fp32"
 
+    @property
+    def offload(self) -> str:
+        """What lies in host memory or on NVMe: "none", "optimizer", "parameters" or "optimizer and parameters"."""
+        zero = self.tree.get("zero_optimization", {})
+        away = [
+            what for what, key in (("optimizer", "offload_optimizer"), ("parameters", "offload_param"))
+            if (zero.get(key) or {}).get("device", "none") != "none"
+        ]  # fmt: skip
+        return " and ".join(away) or "none"
+
     def micro_batch(self, *, sequences: int, world: int) -> int:
         """Sequences per rank and forward; ConfigError when the study's global batch cannot be made of it."""
         where = self.path or "the default ds_config"

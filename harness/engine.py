@@ -6,21 +6,28 @@ the loop sees forward, backward, step, and whether the step was applied.
 
 from __future__ import annotations
 
+import argparse
 import atexit
+import io
 import logging
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import nn
 
 from harness.ds_config import DsConfig
 from harness.errors import CheckpointError, ConfigError
 from harness.hardware import has_cuda, usable_cores
+from harness.manifest import sync
 from harness.ranks import Ranks, free_port, from_environment
+from harness.unpickling import refuse_programs, tensors_only
 
 
 def _import_deepspeed() -> Any:
@@ -108,6 +115,36 @@ def check(config: DsConfig, *, sequences: int, world: int) -> None:
         ) from None
 
 
+# Where DeepSpeed's files lie below a checkpoint, and the weights for every other program beside them.
+_TAG = "engine"
+WEIGHTS = "weights.safetensors"
+
+
+def _state_classes() -> list[type]:
+    """The classes of DeepSpeed that its optimizer files name; everything else in them is tensors and numbers."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+
+def _durable_files() -> Any:
+    """DeepSpeed's own plug for its files: what is written is on the disk, what is read is only tensors."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    class DurableFiles(TorchCheckpointEngine):
+        def save(self, state_dict: Any, path: str) -> None:
+            torch.save(state_dict, path)
+            sync(Path(path))
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            with tensors_only(_state_classes()):
+                return torch.load(path, map_location=map_location, weights_only=True)
+
+    return DurableFiles()
+
+
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that can be told to let one step pass: ZeRO-0 in fp32 applies non-finite gradients unaided."""
 
@@ -160,10 +197,18 @@ class Engine:
                 rule=f"DeepSpeed refuses it here: {error}",
                 remedy="choose another precision or stage",
             ) from None
+        self._ds.checkpoint_engine = _durable_files()
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint and a record say of the engine that made them."""
-        return {"precision": self.config.precision, "zero_stage": self.config.stage, "world_size": self.ranks.world}
+        return {
+            "precision": self.config.precision,
+            "zero_stage": self.config.stage,
+            "world_size": self.ranks.world,
+            "micro_batch": self.micro_batch,
+            "accumulation": self.accumulation,
+            "offload": self.config.offload,
+        }
 
     @property
     def module(self) -> nn.Module:
@@ -216,24 +261,99 @@ class Engine:
 
     def weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """All weights of a submodule in fp32 on the CPU, complete on every rank."""
-        if self.config.stage < 3:
+        with self._gathered(module):
             return {k: v.detach().float().cpu().clone() for k, v in module.state_dict().items()}
+
+    def _gathered(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, every weight of the module is whole on every rank."""
+        if self.config.stage < 3:
+            return nullcontext()
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(module.parameters())):
-            return {k: v.detach().float().cpu().clone() for k, v in module.state_dict().items()}
+        return deepspeed.zero.GatheredParameters(list(module.parameters()))
 
     def save(self, folder: Path) -> None:
-        """Write every rank's share below `folder`; publishing it is the checkpoint module's business."""
-        self._ds.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        """Write every rank's share below `folder`; publishing it is the checkpoint module's business.
+
+        Rank 0 adds the weights of student and objective as safetensors; a tied weight appears once, under
+        the first of its names.
+        """
+        self._ds.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        with self._gathered(self.module):
+            if self.ranks.is_main:
+                named = dict(self.module.named_parameters())
+                save_file({k: v.detach().float().cpu().contiguous() for k, v in named.items()}, folder / WEIGHTS)
+        if self.ranks.is_main:
+            # Recovery scripts: nothing runs code from a checkpoint, and the safetensors are what they would make.
+            for script in folder.glob("*.py"):
+                script.unlink()
 
     def load(self, folder: Path) -> None:
-        """Restore weights, optimizer and scaler from a verified folder.
+        """Restore weights, optimizer and scaler from a verified folder, written by as many ranks.
 
         Raises:
-            CheckpointError: DeepSpeed found nothing to load (it only warns).
+            CheckpointError: a file holds more than tensors, or DeepSpeed found nothing to load (it only warns).
         """
-        loaded, _ = self._ds.load_checkpoint(str(folder), tag="engine", load_lr_scheduler_states=False)
+        self._refuse_programs(folder)
+        with tensors_only(_state_classes()):
+            self._restore(folder, _TAG)
+
+    def load_from_other_world(self, folder: Path) -> None:
+        """Restore a verified folder written by another number of ranks, through DeepSpeed's universal form.
+
+        Rank 0 makes that form beside the checkpoints, where every rank can read it, and removes it again.
+
+        Raises:
+            CheckpointError: as `load`; or the conversion failed.
+        """
+        if self.config.stage == 0:
+            self.load(folder)  # every rank holds everything: there is nothing to divide anew
+            return
+        self._refuse_programs(folder)
+        universal = folder.parent / f".removing-universal-{folder.name}"
+        try:
+            self.ranks.on_main(lambda: self._make_universal(folder / _TAG, universal / _TAG))
+            self._ds._config.load_universal_checkpoint = True
+            with tensors_only(_state_classes()):
+                self._restore(universal, _TAG)
+        finally:
+            self._ds._config.load_universal_checkpoint = False
+            self.ranks.barrier()
+            if self.ranks.is_main:
+                shutil.rmtree(universal, ignore_errors=True)
+
+    def _make_universal(self, source: Path, target: Path) -> None:
+        from deepspeed.checkpoint import ds_to_universal
+
+        target.mkdir(parents=True)
+        wanted = argparse.Namespace(
+            input_folder=str(source), output_folder=str(target), num_extract_workers=1, num_merge_workers=1,
+            keep_temp_folder=False, strict=True, inject_missing_state=self.config.stage in (1, 2),
+        )  # fmt: skip
+        talk = io.StringIO()
+        try:
+            with tensors_only(_state_classes()), redirect_stdout(talk), redirect_stderr(talk):
+                ds_to_universal.main(wanted)
+        except (
+            Exception
+        ) as error:  # the converter asserts, indexes and unpickles; whatever failed, nothing was restored
+            raise CheckpointError(
+                f"checkpoint {source.parent.name}", rule=f"DeepSpeed cannot convert it ({type(error).__name__}: {error})",
+                remedy="resume with the number of ranks that wrote it",
+            ) from None  # fmt: skip
+
+    def _refuse_programs(self, folder: Path) -> None:
+        """Before DeepSpeed sees them: ranks share the files, and all learn of a bad one."""
+        files = sorted((folder / _TAG).glob("**/*.pt"))
+        error = None
+        try:
+            refuse_programs(files[self.ranks.rank :: self.ranks.world], _state_classes())
+        except CheckpointError as refused:
+            error = refused
+        self.ranks.agree(error)
+
+    def _restore(self, folder: Path, tag: str) -> None:
+        loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
         if loaded is None:
             raise CheckpointError(
                 f"checkpoint {folder.name}", rule="the engine found no state in it", remedy="use an older one"

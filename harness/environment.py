@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import harness
 from harness import hardware
+from harness.identity import source_hash
+from harness.models.teacher import weights_fingerprint
 
 if TYPE_CHECKING:
     from harness.ranks import Ranks
-    from harness.setting import Setting
+    from harness.setting import ArmSetting, Setting
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "tokenizers", "numpy", "scipy", "scikit-learn", "triton")
 
@@ -46,6 +48,50 @@ def commit() -> str | None:
     if head.returncode:
         return None
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+# The packages whose arithmetic a training step runs.
+COMPUTING = ("torch", "deepspeed", "transformers", "triton")
+
+
+def identity(setting: Setting, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """What a resumed run must share with the one it continues, by kind; ranks call it together.
+
+    Hardware is every rank's device, so that one node of another type is seen. Threads count on CPUs only,
+    where they change the order of sums.
+    """
+    here = hardware.describe()
+    cuda = bool(here["gpus"])
+    device = here["gpus"][min(ranks.local_rank, len(here["gpus"]) - 1)] if cuda else here["cpu"]
+    threads = None if cuda else here["threads_per_rank"]
+    devices = ranks.gather((device, threads))
+    packages = versions()
+    return {
+        "data": {"corpus": setting.corpus.fingerprint, "tokenizer": setting.tokenizer_fingerprint},
+        "code": {
+            "source": source_hash(),
+            "commit": ranks.share(commit() if ranks.is_main else None),
+            **{name: packages.get(name) for name in COMPUTING},
+        },
+        "hardware": {
+            "devices": sorted({name for name, _ in devices}),
+            "threads_per_rank": max(t for _, t in devices) if not cuda else None,
+        },
+        "world_size": {"ranks": ranks.world},
+    }
+
+
+def trial_identity(
+    shared: dict[str, dict[str, Any]], arm: ArmSetting, seed: int, engine: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The identity of one trial: the study as its arm sees it, its teacher's weights, its engine."""
+    teacher = weights_fingerprint(arm.teacher.path) if arm.teacher is not None else None
+    return {
+        "study": {**arm.study.science(), "arm": arm.arm.model_dump(mode="json"), "seed": seed},
+        **shared,
+        "data": {**shared["data"], "teacher": teacher},
+        "engine": engine,
+    }
 
 
 def record(setting: Setting, ranks: Ranks, *, command: str, resolved_engine: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,23 @@ import yaml
 from filelock import FileLock, Timeout
 
 from harness.errors import ConfigError, IsoBudgetError
+from harness.identity import Difference, differences, merge_overrides, permit
 from harness.study import StudySpec, validate
 
 STUDY = "study.yaml"
 STATUS = "status.json"
+IDENTITY = "identity.json"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically: a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:
@@ -42,12 +49,14 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = FileLock(root / ".lock", timeout=0)
+        self._changes: list[Difference] = []
 
     # -- opening -----------------------------------------------------------------------------------
-    def open(self, study: StudySpec, *, resume: bool) -> StudySpec:
+    def open(self, study: StudySpec, *, resume: bool, allowed: frozenset[str] = frozenset()) -> StudySpec:
         """Lock the directory and merge this study with what it already holds.
 
-        Returns the study to run: its own arms and seeds, and those already there.
+        Returns the study to run: its own arms and seeds, and those already there. Where "study" is allowed,
+        what differs is taken from this study, and kept as an override.
 
         Raises:
             ConfigError: in use by another process, foreign files, another study, or unfinished without `resume`.
@@ -79,7 +88,9 @@ class RunDirectory:
             merged = study
         else:
             try:
-                merged = self._merge(validate(yaml.safe_load(file.read_text(encoding="utf-8")), where=str(file)), study)
+                merged = self._merge(
+                    validate(yaml.safe_load(file.read_text(encoding="utf-8")), where=str(file)), study, allowed
+                )
                 state = (read_json(self.root / STATUS) or {}).get("state")
                 if state != "done" and not resume:
                     raise ConfigError(
@@ -94,22 +105,23 @@ class RunDirectory:
         os.replace(temporary, file)
         return merged
 
-    def _merge(self, old: StudySpec, new: StudySpec) -> StudySpec:
-        before, after = old.science(), new.science()
-        for key in after:
-            if before.get(key) != after[key]:
-                raise ConfigError(
-                    f"{key} differs from the run in {self.root}", rule="a run directory holds one study",
-                    remedy="choose another --out, or undo the change",
-                )  # fmt: skip
-        arms = {arm.name: arm for arm in old.arms}
-        for arm in new.arms:
-            if arms.setdefault(arm.name, arm) != arm:
-                raise ConfigError(
-                    f"arm {arm.name} differs from the one in {self.root}",
-                    rule="an arm keeps its definition",
-                    remedy="give it another name",
-                )
+    def _merge(self, old: StudySpec, new: StudySpec, allowed: frozenset[str]) -> StudySpec:
+        known = {arm.name: arm for arm in old.arms}
+        changed = {
+            f"arm {arm.name}": (known[arm.name], arm) for arm in new.arms if known.get(arm.name, arm) != arm
+        }  # fmt: skip
+        self._changes = differences({"study": old.science()}, {"study": new.science()}) + [
+            Difference("study", name, was.model_dump(mode="json"), now.model_dump(mode="json"))
+            for name, (was, now) in changed.items()
+        ]
+        if self._changes and "study" not in allowed:
+            first = self._changes[0]
+            raise ConfigError(
+                f"{first.key} differs from the run in {self.root} (it was {first.was}, is {first.now})",
+                rule="a run directory holds one study, and an arm keeps its definition",
+                remedy="choose another --out, undo the change, or accept it with --allow study: the report will say so",
+            )
+        arms = {**known, **{arm.name: arm for arm in new.arms}}
         return new.model_copy(
             update={
                 "arms": list(arms.values()),
@@ -117,6 +129,21 @@ class RunDirectory:
                 "baseline": new.baseline or old.baseline,
             }
         )
+
+    def admit(self, now: dict[str, dict[str, Any]], allowed: frozenset[str]) -> list[dict[str, Any]]:
+        """Compare who runs with who made what is already here; returns every override so far, and keeps them.
+
+        Raises:
+            CheckpointError: data, code, hardware or the number of ranks differ and are not allowed to.
+        """
+        kept = read_json(self.root / IDENTITY) or {}
+        before = kept.get("overrides", [])
+        new = [asdict(change) for change in self._changes]
+        if kept:
+            new += permit(kept["identity"], now, allowed, what=f"the run in {self.root}")
+        overrides = merge_overrides(before, new)
+        write_json(self.root / IDENTITY, {"identity": now, "overrides": overrides})
+        return overrides
 
     def close(self) -> None:
         self._lock.release()

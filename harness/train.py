@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import torch
 
-from harness import checkpoint, watchdog
+from harness import checkpoint, identity, resume, watchdog
 from harness.budget import Account, Charge, Ledger
 from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
 from harness.engine import Engine
-from harness.errors import CheckpointError, ConfigError, NumericError, Preempted
+from harness.errors import ConfigError, NumericError, Preempted
 from harness.meters.base import Meter
 from harness.meters.device_time import DeviceClock
 from harness.meters.pace import Pace, extend
@@ -96,6 +96,9 @@ class Trial:
     progress: Progress = field(default_factory=Progress)
     saving_s: float = 0.0
     pace: Pace | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    allowed: frozenset[str] = frozenset()
+    overrides: list[dict[str, Any]] = field(default_factory=list)
 
     # -- the loop ----------------------------------------------------------------------------------
     def run(self) -> Progress:
@@ -253,13 +256,15 @@ class Trial:
     def _save(self) -> None:
         watchdog.beat(f"the checkpoint of step {self.progress.step}", patience=SAVING_PATIENCE)
         self.ledger.post(self.clock.flush(), step=self.progress.step)
-        self.ledger.sync()
         begun = time.monotonic()
-        state = {"ledger": self.ledger.state(), "progress": vars(self.progress), "engine": self.engine.facts()}
+        state = {
+            "ledger": self.ledger.state(), "progress": vars(self.progress), "identity": self.identity,
+            "overrides": self.overrides,
+        }  # fmt: skip
 
         def write(folder: Path) -> None:
-            self.engine.save(folder)
-            torch.save(torch.get_rng_state(), folder / f"rng-{self.ranks.rank}.pt")
+            self.ledger.sync()
+            resume.write(folder, engine=self.engine, ranks=self.ranks)
 
         checkpoint.save(
             self.directory / "checkpoints", step=self.progress.step, state=state, ranks=self.ranks, write=write
@@ -268,21 +273,23 @@ class Trial:
         self.saving_s += time.monotonic() - begun
 
     def resume(self) -> bool:
-        """Continue from the newest intact checkpoint; False when there is none to continue from."""
+        """Continue from the newest intact checkpoint; False when there is none to continue from.
+
+        Raises:
+            CheckpointError: none is intact, it holds more than tensors, or what this run is differs from what
+                wrote it and the difference is not allowed.
+        """
         found = self.ranks.on_main(lambda: checkpoint.newest(self.directory / "checkpoints"))
         if found is None:
             # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
             self._post_lost(self.ledger.restore(self.ledger.state()))
             return False
         folder, state = found
-        if state["engine"] != self.engine.facts():
-            raise CheckpointError(
-                f"a checkpoint of {state['engine']}", rule=f"this run has {self.engine.facts()}",
-                remedy="resume with the same ds_config and number of ranks",
-            )  # fmt: skip
-        self.engine.load(folder)
-        torch.set_rng_state(torch.load(folder / f"rng-{self.ranks.rank}.pt", weights_only=True))
-        lost = self.ledger.restore(state["ledger"])
+        then = state.get("identity") or {}
+        changed = identity.permit(then, self.identity, self.allowed, what=f"a checkpoint of step {folder.name[5:]}")
+        self.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(self.overrides, changed))
+        resume.read(folder, engine=self.engine, ranks=self.ranks, written_by=then["world_size"]["ranks"])
+        lost = self.ledger.restore(resume.rebased(state["ledger"], self.ledger) if changed else state["ledger"])
         self.progress = Progress(**state["progress"])
         self._post_lost(lost)
         metrics = self.directory / "metrics.jsonl"

@@ -61,6 +61,8 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "engine": trial.engine.facts(),
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,
+        "identity": {kind: facts for kind, facts in trial.identity.items() if kind != "study"},
+        "overrides": trial.overrides,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.commands._report import show_report
 from harness.commands._study import default_engine, inputs, study_flags
 from harness.errors import ConfigError, IsoBudgetError, Preempted
+from harness.identity import KINDS, parse_kinds
 
 HELP = "train, evaluate, compare and report a study (the default)"
 
@@ -18,6 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     study_flags(parser)
     parser.add_argument("--out", metavar="DIR", help="where results go (default runs/<study>/<time>)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run in --out")
+    parser.add_argument(
+        "--allow",
+        metavar="KIND,KIND",
+        help=f"go on although this differs from what --out holds: {', '.join(KINDS)}; the report says so",
+    )
     parser.add_argument(
         "--hang-timeout",
         type=float,
@@ -28,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
     study, ds_config = inputs(options)
+    allowed = parse_kinds(options.allow)
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -50,7 +57,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     # Everything is checked before the directory is made, by every rank alike.
     setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
     directory = RunDirectory(Path(out))
-    merged = ranks.on_main(lambda: directory.open(study, resume=options.resume))
+    merged = ranks.on_main(lambda: directory.open(study, resume=options.resume, allowed=allowed))
     if merged != study:
         setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
     if ranks.is_main:
