@@ -64,7 +64,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         directory.status("running")
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     conductor = Conductor(
-        setting, directory, ranks, tell, command=command, resume=options.resume
+        setting, directory, ranks, tell, command=command, resume=options.resume, allowed=allowed
     )  # fmt: skip
     if options.hang_timeout is not None:
         conductor.hang_timeout_s = options.hang_timeout
