@@ -7,38 +7,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy import stats
-
+from harness.alarms import Alarm
 from harness.budget import Budget
 from harness.compare import Comparison, Scores, against_baseline, all_pairs, higher_is_better, mean_interval
 from harness.errors import ConfigError
 from harness.report import numbers
 from harness.report.arms import Arm, Mean, by_arm, list_arms
-from harness.report.source import Json, Run, Source, mapping, number
-from harness.report.verdict import Verdict, headline, judge, margin_of
+from harness.report.control import Split, splits
+from harness.report.currency import Currency, currencies
+from harness.report.informative import Probe, list_probes
+from harness.report.nesting import Nesting, nestings
+from harness.report.noise import Spread, spreads, unlike_hardware
+from harness.report.source import Json, Run, Source, charged_accounts, mapping, number
+from harness.report.verdict import Verdict, headline, judge, margin_of, withheld
 from harness.units import Unit
 
 MAIN = "readout.loss"
 PROBE_MEAN = "probe.mean"
 REFERENCES = ("teacher", "untrained", "bag_of_words")
-# One-sided level at which a teacher must beat the untrained student before a probe is believed.
-INFORMATIVE = 0.01
 # Facts that travel among the scores: which layer a readout was made from is neither good nor bad.
 FACTS = (".layer",)
-_ORDER = ("readout.", "mlm.", PROBE_MEAN, "probe.", "glue.")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Whether a probe can tell a teacher from an untrained student; `informative` is None when unchecked."""
-
-    metric: str
-    teacher: float | None
-    untrained: float | None
-    examples: int | None
-    p: float | None
-    informative: bool | None
-    description: str = ""
+_ORDER = ("readout.", "mlm.", "clm.", PROBE_MEAN, "probe.", "glue.")
+# Scores of a student's own head, which some objectives never train.
+OWN_HEAD = {"mlm.": "an MLM head", "clm.": "a next-token head"}
 
 
 @dataclass
@@ -60,7 +51,13 @@ class Analysis:
     comparisons: list[Comparison] = field(default_factory=list)
     verdict: Verdict = field(default_factory=lambda: headline([], margin=0))
     by_arm: list[Verdict] = field(default_factory=list)
-    device_time: Json = field(default_factory=dict)
+    currencies: list[Currency] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+    spreads: list[Spread] = field(default_factory=list)
+    nestings: list[Nesting] = field(default_factory=list)
+    unlike_hardware: str = ""
+    """Why measured costs of these arms cannot be compared; empty where they can."""
+    alarms: list[Alarm] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -85,16 +82,33 @@ class Analysis:
         """{arm: reason} for arms about which a metric says nothing."""
         if metric in self.uninformative:
             return dict.fromkeys((arm.name for arm in self.arms), f"{numbers.label(metric)} is uninformative")
-        if not metric.startswith("mlm."):
+        head = self.own_head(metric)
+        if head is None:
             return {}
-        return {arm.name: f"{arm.name} never trained an MLM head" for arm in self.arms if not arm.head_trained}
+        return {arm.name: f"{arm.name} never trained {head}" for arm in self.arms if not arm.head_trained}
+
+    def own_head(self, metric: str) -> str | None:
+        """What the student's own head is called where a metric is its own, None elsewhere."""
+        task = mapping(mapping(self.source.references.get("probes")).get(metric.removeprefix("probe.")))
+        if task.get("head") == "own":
+            return OWN_HEAD["clm."]
+        return next((head for prefix, head in OWN_HEAD.items() if metric.startswith(prefix)), None)
+
+    def margin_for(self, metric: str) -> float:
+        """The margin of a score that does not decide: the one assumed for its kind."""
+        return margin_of({}, metric)[0]
+
+    @property
+    def flips(self) -> list[Currency]:
+        """Currencies in which the main verdict is, or may be, another one."""
+        return [currency for currency in self.currencies if currency.flip in ("yes", "possible")]
 
     def flags(self, metrics: Iterable[str]) -> list[str]:
         """Why figures of these metrics carry a dagger, in as few words as there are reasons."""
         metrics = list(metrics)
         headless = [arm.name for arm in self.arms if not arm.head_trained]
-        shown = any(m.startswith("mlm.") and m not in self.uninformative for m in metrics)
-        heads = [f"{', '.join(headless)} never trained an MLM head"] if headless and shown else []
+        shown = dict.fromkeys(h for m in metrics if m not in self.uninformative and (h := self.own_head(m)))
+        heads = [f"{', '.join(headless)} never trained {head}" for head in shown] if headless else []
         return heads + [f"{numbers.label(m)} is uninformative" for m in metrics if m in self.uninformative]
 
     @property
@@ -134,7 +148,7 @@ def analyse(source: Source) -> Analysis:
         if mapping(source.references.get(name)).get("scores")
     }
     metrics = [m for m in _metrics(run.scores for arm in arms for run in arm.done) if not m.endswith(FACTS)]
-    probes = _probes([m for m in metrics if m.startswith("probe.")], references, source)
+    probes = list_probes([m for m in metrics if m.startswith("probe.")], references, source)
     scores = {metric: by_arm(arms, lambda run, m=metric: run.scores.get(m)) for metric in metrics}
     trusted = [probe.metric for probe in probes if probe.informative]
     if len(trusted) > 1:
@@ -146,7 +160,7 @@ def analyse(source: Source) -> Analysis:
         source=source,
         name=str(study.get("name") or source.directory.resolve().parent.name),
         budget=_budget(study, warnings),
-        charged=[str(a) for a in mapping(study.get("accounting")).get("charged") or []],
+        charged=charged_accounts(study),
         main=main,
         margin=margin,
         margin_declared=declared,
@@ -157,7 +171,12 @@ def analyse(source: Source) -> Analysis:
         references=references,
         warnings=warnings,
     )
+    result.unlike_hardware = unlike_hardware(arms)
     _compare(result)
+    result.spreads = spreads(result)
+    result.currencies = currencies(result)
+    result.splits = splits(result)
+    result.nestings = nestings(result)
     _missing(result)
     return result
 
@@ -173,8 +192,12 @@ def _compare(analysis: Analysis) -> None:
         if len(analysis.arms) > 2:
             analysis.comparisons += all_pairs(scores, **settings)
     deciding = analysis.compared(analysis.main, "baseline")
+    judged = [judge(c, margin=analysis.margin) for c in deciding]
     analysis.verdict = headline(deciding, margin=analysis.margin)
-    analysis.by_arm = [judge(c, margin=analysis.margin) for c in deciding]
+    if analysis.unlike_hardware and analysis.budget is not None and not analysis.budget.unit.deterministic:
+        analysis.verdict = withheld(analysis.verdict, analysis.unlike_hardware)
+        judged = [withheld(verdict, analysis.unlike_hardware) for verdict in judged]
+    analysis.by_arm = judged
 
 
 def _metrics(scores: Iterable[dict[str, Any]]) -> list[str]:
@@ -184,34 +207,6 @@ def _metrics(scores: Iterable[dict[str, Any]]) -> list[str]:
         return next((i for i, p in enumerate(_ORDER) if metric.startswith(p)), len(_ORDER)), ""
 
     return sorted(names, key=place)
-
-
-def _probes(metrics: list[str], references: dict[str, dict[str, float | None]], source: Source) -> list[Probe]:
-    """Test each probe: do teacher and untrained student differ by more than their test examples' noise?
-
-    One-sided two-proportion z test, pooled. Both were tested on the same examples, so treating them as
-    independent is conservative.
-    """
-    fallback = mapping(mapping(source.study.get("evaluation")).get("probes")).get("test_examples")
-    tasks = mapping(source.references.get("probes"))
-    result: list[Probe] = []
-    for metric in metrics:
-        task = mapping(tasks.get(metric.removeprefix("probe.")))
-        size = number(task.get("test_examples", fallback))
-        high, low = (references.get(name, {}).get(metric) for name in ("teacher", "untrained"))
-        p = None if high is None or low is None or not size else two_proportions(high, low, int(size))
-        believed = None if p is None else p < INFORMATIVE
-        result.append(
-            Probe(metric, high, low, int(size) if size else None, p, believed, str(task.get("description") or ""))
-        )
-    return result
-
-
-def two_proportions(better: float, worse: float, n: int) -> float:
-    """One-sided p that the first share of n correct answers is the larger one; pooled z test."""
-    pooled = (better + worse) / 2
-    variance = pooled * (1 - pooled) * 2 / n
-    return float(stats.norm.sf((better - worse) / variance**0.5)) if variance > 0 else 1.0
 
 
 def _budget(study: Json, warnings: list[str]) -> Budget | None:

@@ -64,7 +64,7 @@ def list_arms(source: Source) -> list[Arm]:
     names = list(dict.fromkeys([*listed, *(run.arm for run in source.runs)]))
     objectives = {name: _objective(name, listed, source.runs) for name in names}
     declared = source.study.get("baseline")
-    pretrained = next((name for name in names if objectives[name].split(" (")[0] == "mlm"), None)
+    pretrained = next((name for name in names if objectives[name].split(" (")[0] in ("mlm", "clm")), None)
     baseline = declared if declared in names else pretrained or (names[0] if names else None)
     contenders = [name for name in names if name != baseline]
     return [

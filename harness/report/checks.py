@@ -1,8 +1,4 @@
-"""What a reader should beware of: books that do not balance, known failure signatures, and the second currency.
-
-The signatures are those of the distillation literature: a student no better than its own initialisation or
-than training from scratch, a distillation loss that stops falling early, a teacher hardly better than the student.
-"""
+"""What a reader should beware of: books that do not balance, unequal costs, and the alarms of known failure signatures."""
 
 from __future__ import annotations
 
@@ -10,70 +6,38 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 
+from harness import alarms
+from harness.alarms import Alarm, Copied
 from harness.report import numbers
-from harness.report.analysis import Analysis, better_of, describe_unit
-from harness.report.arms import Arm, device_seconds
-from harness.report.axis import scale_of
-from harness.report.source import Json, Run, mapping, number
+from harness.report.analysis import Analysis, better_of
+from harness.report.arms import Arm
+from harness.report.noise import unequal
+from harness.report.source import Run, mapping, number
 from harness.report.verdict import LOSS_MARGIN, SHARE_MARGIN
-from harness.units import Unit
 
-# A loss that gains less than this share of its whole fall in the last half of the budget has stopped falling.
-PLATEAU = 0.02
 # Sums of measured charges may differ in the last bits.
 _EXACT = 1e-9
+# Students this close in parameters are equally large.
+_SAME_SIZE = 0.02
 
 
 def check(analysis: Analysis) -> None:
-    """Append every warning, and fill in the second currency."""
-    analysis.device_time = second_currency(analysis)
-    found = [*_recorded(analysis), *_books(analysis), *_signatures(analysis), *_probes(analysis)]
+    """Append every warning and raise every alarm."""
+    analysis.alarms = list(_alarms(analysis))
+    found = [
+        *_recorded(analysis),
+        *_books(analysis),
+        *unequal(analysis, analysis.spreads),
+        *_machines(analysis),
+        *_unscored(analysis),
+        *_probes(analysis),
+    ]
     analysis.warnings += [text for text in dict.fromkeys(found) if text not in analysis.warnings]
 
 
-def second_currency(analysis: Analysis) -> Json:
-    """What the two arms of the headline used in device time (in FLOPs, when device time was the budget).
-
-    Scores part-way through a run are no substitute for runs of equal device time: the learning rate has
-    not been annealed there. So nothing is interpolated; the sentence says what was measured and what was not.
-    """
-    verdict = analysis.verdict
-    pair = [arm for name in (verdict.a, verdict.b) for arm in analysis.arms if arm.name == name]
-    if len(pair) < 2:
-        return {"sentence": "", "used": {}, "unit": None, "flip": "unknown"}
-    seeds = set(pair[0].seeds) & set(pair[1].seeds)
-    timed = analysis.unit in (Unit.GPU_SECOND, Unit.ALLOCATED_GPU_SECOND)
-    unit = Unit.FLOP if timed else Unit.GPU_SECOND
-    used = {arm.name: _flop(arm, analysis) if timed else device_seconds(arm, seeds) for arm in pair}
-    (a, first), (b, second) = used.items()
-    if not first or not second:
-        sentence = f"{'FLOPs' if timed else 'Device time'} of {a} and {b}: not measured for both."
-        return {"sentence": sentence, "used": used, "unit": unit.value, "flip": "unknown"}
-    scale = scale_of(min(first, second), unit)
-    sentence = (
-        f"At equal {describe_unit(analysis.unit)}, {a} used {scale.write(first)} {scale.name} "
-        f"and {b} {scale.write(second)} {scale.name} ({numbers.ratio(first / second)})."
-    )
-    winner, flip = verdict.better, "unknown"
-    remedy = f'run the study with --budget "{min(first, second):.3g} {"flop" if timed else "gpu-seconds"}"'
-    other = "FLOPs" if timed else "device time"
-    if winner is None:
-        sentence += f" Scores at equal {other} were not measured; to see them, {remedy}."
-    elif (used[winner] or 0) <= min(first, second):
-        flip = "no"
-        sentence += (
-            f" {winner} won with less {other}, so the order holds there too unless training longer would harm it."
-        )
-    else:
-        flip = "possible"
-        sentence += f" {winner} needed more {other}, so the order may flip there. That was not measured: {remedy}."
-    return {"sentence": sentence, "used": used, "unit": unit.value, "flip": flip}
-
-
-def _flop(arm: Arm, analysis: Analysis) -> float | None:
-    amounts = [arm.account(account, Unit.FLOP) for account in analysis.charged]
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if known else None
+def _machines(analysis: Analysis) -> Iterator[str]:
+    if analysis.unlike_hardware:
+        yield f"Device time and energy are not comparable: {analysis.unlike_hardware}."
 
 
 def _recorded(analysis: Analysis) -> Iterator[str]:
@@ -116,7 +80,19 @@ def _books(analysis: Analysis) -> Iterator[str]:
                 )
 
 
-def _signatures(analysis: Analysis) -> Iterator[str]:
+def _unscored(analysis: Analysis) -> Iterator[str]:
+    metric = analysis.main
+    for arm in analysis.arms:
+        mine = analysis.score(arm.name, metric)
+        for run in arm.done:
+            if mine is None or run.seed not in mine.values:
+                yield f"{arm.name}, seed {run.seed}: no finite {numbers.label(metric)}; the run is left out of the verdict."
+    for reason in analysis.flags([metric]):
+        yield f"The deciding score cannot decide: {reason}."
+
+
+def _alarms(analysis: Analysis) -> Iterator[Alarm]:
+    """The failure signatures of `harness.alarms`, read from scores, curves and records."""
     metric = analysis.main
     for arm in analysis.arms:
         mine = analysis.score(arm.name, metric)
@@ -124,21 +100,48 @@ def _signatures(analysis: Analysis) -> Iterator[str]:
         flagged = arm.name in analysis.meaningless(metric)
         if mine and untrained is not None and not flagged and not better_of(metric, mine.mean, untrained):
             figures = f"{numbers.score(mine.mean, metric)} against {numbers.score(untrained, metric)}"
-            yield f"{arm.name} is no better than the untrained student in {numbers.label(metric)} ({figures})."
+            text = f"{arm.name} is no better than the untrained student in {numbers.label(metric)} ({figures})."
+            yield Alarm("no_better_than_untrained", arm.name, text)
+        if arm.done:
+            yield from alarms.stalled([run.steps for run in arm.done], arm=arm.name)
         for run in arm.done:
-            if mine is None or run.seed not in mine.values:
-                yield f"{arm.name}, seed {run.seed}: no finite {numbers.label(metric)}; the run is left out of the verdict."
-        if _flat(arm.done):
-            yield f"{arm.name}: the training objective stopped falling before half of the budget was spent."
+            steps, skipped = run.record.get("steps"), run.record.get("skipped_steps")
+            yield from alarms.unstable(run.steps, arm=arm.name, seed=run.seed, steps=steps, skipped=skipped)
+        yield from _copied(analysis, arm)
     for verdict in analysis.by_arm:
         if verdict.worse and verdict.better and analysis.baseline and verdict.better == analysis.baseline.name:
-            yield f"{verdict.worse} is clearly worse than {verdict.better}."
+            yield Alarm("below_baseline", verdict.worse, f"{verdict.worse} is clearly worse than {verdict.better}.")
     yield from _teacher(analysis)
-    for reason in analysis.flags([metric]):
-        yield f"The deciding score cannot decide: {reason}."
 
 
-def _teacher(analysis: Analysis) -> Iterator[str]:
+def _copied(analysis: Analysis, arm: Arm) -> Iterator[Alarm]:
+    """Compare an arm's share of repeated teacher errors with the baseline's, where both are equally large.
+
+    By the own heads where both were trained, for that is where answers are copied; else by the read-outs. Seeds answer
+    the same positions, so their mean share counts for one seed's number of positions.
+    """
+    baseline = analysis.baseline
+    if baseline is None or arm.baseline:
+        return
+    sizes = [arm.mean("parameters"), baseline.mean("parameters")]
+    if None in sizes or abs((sizes[0] or 0) / (sizes[1] or 1) - 1) > _SAME_SIZE:
+        return
+    head = "mlm" if arm.head_trained and baseline.head_trained else "readout"
+    mine, theirs = _repeated(arm.done, head), _repeated(baseline.done, head)
+    if mine and theirs and min(e for e, _ in (*mine, *theirs)) > 0:
+        errors = round(min(e for e, _ in (*mine, *theirs)))
+        copied = Copied(errors, statistics.fmean(s for _, s in mine), statistics.fmean(s for _, s in theirs))
+        yield from alarms.copies_errors(copied, arm=arm.name, baseline=baseline.name)
+
+
+def _repeated(runs: list[Run], head: str) -> list[tuple[float, float]]:
+    """(the teacher's errors, the share repeated) of every run that was asked."""
+    rows = [mapping(run.record.get("copied")) for run in runs]
+    pairs = [(number(row.get("errors")), number(row.get(head))) for row in rows]
+    return [(errors, share) for errors, share in pairs if errors is not None and share is not None]
+
+
+def _teacher(analysis: Analysis) -> Iterator[Alarm]:
     metric = analysis.main
     teacher = analysis.references.get("teacher", {}).get(metric)
     means = [(m.mean, arm.name) for arm in analysis.arms if (m := analysis.score(arm.name, metric))]
@@ -148,27 +151,11 @@ def _teacher(analysis: Analysis) -> Iterator[str]:
     gap = LOSS_MARGIN if metric.endswith("loss") else SHARE_MARGIN
     lead = teacher - best if better_of(metric, 1, 0) else best - teacher
     if lead < gap:
-        yield (
+        text = (
             f"The teacher ({numbers.score(teacher, metric)}) is not clearly better than the student {name} "
             f"({numbers.score(best, metric)}): it has little left to teach."
         )
-
-
-def _flat(runs: list[Run]) -> bool:
-    """True when, on average over runs, the second half of the budget adds next to nothing to the loss's fall."""
-    shares: list[float] = []
-    for run in runs:
-        losses = [value for row in run.steps if (value := number(row.get("loss"))) is not None]
-        tenth = len(losses) // 10
-        if tenth < 2:
-            return False
-        start, middle, end = (
-            statistics.fmean(losses[i : i + tenth]) for i in (0, len(losses) // 2, len(losses) - tenth)
-        )
-        if start <= end:
-            return False
-        shares.append((middle - end) / (start - end))
-    return bool(shares) and statistics.fmean(shares) < PLATEAU
+        yield Alarm("weak_teacher", name, text)
 
 
 def _probes(analysis: Analysis) -> Iterator[str]:

@@ -84,10 +84,15 @@ def yardsticks(analysis: Analysis) -> list[Chart]:
     charts: list[Chart] = []
     for metric, title, detail in (
         ("readout.loss", "Readout loss", "nats; a fresh head on the frozen body, the same for every arm"),
-        ("readout.accuracy", "Readout accuracy", "% of masked tokens"),
+        ("readout.accuracy", "Readout accuracy", "% of predicted tokens"),
         (
             "mlm.loss",
             "Own MLM loss",
+            "nats; arms that train their head; on validation text, the last point on test text",
+        ),
+        (
+            "clm.loss",
+            "Own next-token loss",
             "nats; arms that train their head; on validation text, the last point on test text",
         ),
     ):

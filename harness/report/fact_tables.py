@@ -36,6 +36,27 @@ def _lookup(tree: Any, dotted: str) -> Any:
     return tree
 
 
+def overrides(analysis: Analysis) -> Table:
+    """What a resumed run was allowed to change, and did: a reader must know of every one."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    records: list[Json] = []
+    for arm in analysis.arms:
+        for run in arm.runs:
+            listed = run.record.get("overrides")
+            for item in listed if isinstance(listed, list) else []:
+                if isinstance(item, dict):
+                    key = tuple(_word(item.get(field)) for field in ("kind", "key", "was", "now"))
+                    found.setdefault(key, []).append(f"{arm.name}, seed {run.seed}")
+                    records.append({"arm": arm.name, "seed": run.seed, **item})
+    rows = [
+        [Cell(key), Cell(kind), Cell(was), Cell(now), Cell("; ".join(of))]
+        for (kind, key, was, now), of in found.items()
+    ]
+    columns = ["Fact", "Kind", "Was", "Became", "Runs"]
+    notes = ["These differences were accepted with --allow when a run was resumed: it is not the uninterrupted run."]
+    return Table("overrides", "Overrides", columns, rows, records, notes=notes if rows else [], words=True)
+
+
 def environment(analysis: Analysis) -> Table:
     """Versions, hardware, fingerprints: nested keys become dotted ones."""
     flat = [(key, value) for key, value in _flatten(analysis.source.environment) if not key.startswith(ENGINE)]

@@ -25,8 +25,9 @@ def markdown(analysis: Analysis, tables: Iterable[Table], *, reproduce: str) -> 
     source, verdict = analysis.source, analysis.verdict
     budget = str(analysis.budget) if analysis.budget else "unknown"
     lines = [f"# {escape(verdict.sentence)}", "", f"{escape(verdict.reason)}.", ""]
-    if analysis.device_time.get("sentence"):
-        lines += [escape(analysis.device_time["sentence"]), ""]
+    for currency in analysis.currencies:
+        text = escape(currency.sentence)
+        lines += [f"**{text}**" if currency in analysis.flips else text, ""] if text else []
     lines += [f"- {escape(v.sentence)} ({escape(v.reason)})" for v in analysis.by_arm] + [""]
     if source.study.get("question"):
         lines += [f"**Question.** {escape(source.study['question'])}", ""]
@@ -35,6 +36,8 @@ def markdown(analysis: Analysis, tables: Iterable[Table], *, reproduce: str) -> 
         f"decided by {escape(numbers.label(analysis.main))}; state {escape(source.status.get('state', 'unknown'))}.",
         "",
     ]
+    if analysis.alarms:
+        lines += ["## Alarms", "", *(f"- {escape(alarm.text)}" for alarm in analysis.alarms), ""]
     if analysis.missing:
         lines += ["## Not finished", "", *(f"- {escape(text)}" for text in analysis.missing), ""]
     for table in tables:

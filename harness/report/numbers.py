@@ -6,12 +6,15 @@ import math
 
 from harness.units import Unit, format_amount
 
-_WORDS = {"mlm": "MLM", "readout": "Readout", "probe": "Probe", "glue": "GLUE"}
+_WORDS = {"mlm": "MLM", "clm": "Next-token", "readout": "Readout", "probe": "Probe", "glue": "GLUE"}
+BITS = "bits_per_byte"
 MINUS = "\N{MINUS SIGN}"
 
 
 def label(metric: str) -> str:
     """ "readout.loss" → "Readout loss", "probe.package" → "Probe: package"."""
+    if metric.endswith(BITS):
+        return "Bits per byte"
     head, _, tail = metric.partition(".")
     if not tail:
         return head.replace("_", " ").capitalize()
@@ -26,7 +29,9 @@ def percent(metric: str) -> bool:
 
 
 def unit(metric: str) -> str:
-    """The unit of a difference: nats of a loss, percentage points, or points."""
+    """The unit of a difference: nats of a loss, bits per byte, percentage points, or points."""
+    if metric.endswith(BITS):
+        return "bits per byte"
     return "nats" if metric.endswith("loss") else "points"
 
 

@@ -31,6 +31,7 @@ def page(analysis: Analysis, tables: Sequence[Table], *, reproduce: str) -> str:
         verdict=verdict,
         headline=_headline(verdict, analysis),
         reason=_reason(analysis),
+        cards=_cards(analysis),
         state=str(analysis.source.status.get("state", "unknown")),
         unfinished=_unfinished(analysis),
         facts=_facts(analysis),
@@ -61,6 +62,29 @@ def _headline(verdict: Verdict, analysis: Analysis) -> list[tuple[str, int | Non
             rest = verdict.sentence.removeprefix(start).replace(" ± ", "\u00a0±\u00a0")
             return [(first, index[first]), (word, None), (second, index[second]), (rest, None)]
     return [(verdict.sentence[:1].upper() + verdict.sentence[1:], None)]
+
+
+def _cards(analysis: Analysis) -> list[dict[str, Any]]:
+    """The verdict once per currency: the budget's own first, then what curves say of the others."""
+    if analysis.verdict.a is None:
+        return []
+    own = {
+        "title": f"In {describe_unit(analysis.unit)}, the budget",
+        "pieces": _headline(analysis.verdict, analysis),
+        "note": f"{analysis.budget} each; {numbers.label(analysis.main)}." if analysis.budget else "",
+        "flip": "no",
+    }
+    others = [
+        {
+            "title": f"In {currency.words}",
+            "pieces": _headline(currency.verdict, analysis) if currency.verdict else [("Not told by scores", None)],
+            "note": currency.note[:1].upper() + currency.note[1:],
+            "flip": currency.flip,
+        }
+        for currency in analysis.currencies
+        if currency.note
+    ]
+    return [own, *others] if others else []
 
 
 def _reason(analysis: Analysis) -> str:

@@ -64,12 +64,18 @@ def document(analysis: Analysis) -> Json:
             "margin": analysis.margin,
             "margin_declared": analysis.margin_declared,
             "equal": describe_unit(analysis.unit),
-            "device_time": analysis.device_time,
+            "currencies": [currency.as_json() for currency in analysis.currencies],
+            "flips": [currency.unit for currency in analysis.flips],
             "arms": [verdict.as_json() for verdict in analysis.by_arm],
         },
         "arms": [_run(analysis, arm, run) for arm in analysis.arms for run in arm.runs],
         "summary": [_summary(analysis, arm) for arm in analysis.arms],
         "comparisons": [c.as_json() for c in analysis.comparisons],
+        "controls": [_run(analysis, None, run) for run in source.controls],
+        "control_splits": [split.as_json() for split in analysis.splits],
+        "mixed_models": [nesting.as_json() for nesting in analysis.nestings],
+        "spent": [vars(spread) for spread in analysis.spreads],
+        "alarms": [alarm.as_json() for alarm in analysis.alarms],
         "references": {**source.references, **{k: {"scores": v} for k, v in analysis.references.items()}},
         "probes": [vars(probe) for probe in analysis.probes],
         "declared_differences": declared(analysis),
@@ -82,23 +88,25 @@ def document(analysis: Analysis) -> Json:
     return _finite(report)
 
 
-def _run(analysis: Analysis, arm: Arm, run: Run) -> Json:
+def _run(analysis: Analysis, arm: Arm | None, run: Run) -> Json:
     record = run.record
     keys = ("steps", "tokens", "unique_tokens", "epochs", "charged", "unspent", "step_price", "seconds", "wall_seconds")
     scores: Json = dict(run.scores)
     for metric, by_arm in analysis.scores.items():
-        if metric not in scores and run.seed in by_arm.get(arm.name, {}):
+        if arm is not None and metric not in scores and run.seed in by_arm.get(arm.name, {}):
             scores[metric] = by_arm[arm.name][run.seed]
+    kept = {key: record[key] for key in ("glue", "energy", "copied", "control", "overrides") if record.get(key)}
     return {
-        "name": arm.name,
+        "name": run.arm,
         "seed": run.seed,
         "state": record.get("state") or "unfinished",
-        "objective": record.get("objective", arm.objective),
+        "objective": record.get("objective", arm.objective if arm else None),
         **{key: record.get(key) for key in keys},
         "parameters": record.get("parameters"),
         "head_trained": record.get("head_trained"),
         "accounts": mapping(record.get("accounts")),
         "scores": scores,
+        **kept,
         "warnings": run.warnings,
     }
 
@@ -136,8 +144,8 @@ def summary_lines(report: Json) -> list[str]:
         f"{verdict['sentence']}.",
         f"({verdict['reason']}; {numbers.label(metric)} at {report['budget']['text'] or 'an unknown budget'} per arm)",
     ]
-    if mapping(verdict["device_time"]).get("sentence"):
-        lines.append(verdict["device_time"]["sentence"])
+    lines += [currency["sentence"] for currency in verdict["currencies"] if currency["sentence"]]
+    told = len(lines)
     spreads = [s["sd"] for arm in report["summary"] if (s := arm["scores"].get(metric)) and s["sd"]]
     digits = max(spreads, default=None)
     rows = [("arm", numbers.label(metric), "seeds", "charged", "device time")]
@@ -151,12 +159,14 @@ def summary_lines(report: Json) -> list[str]:
         rows.append((arm["name"], text, str(len(arm["seeds"])), *costs))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines += ["", *("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    lines += [f"alarm: {alarm['text']}" for alarm in report["alarms"]]
     for what in ("missing", "warnings"):
-        if report[what]:
-            lines.append(
-                f"{len(report[what])} {'runs unfinished' if what == 'missing' else 'warnings'}: see the report"
-            )
-    return [" ".join(line.split()) if i < 3 else line for i, line in enumerate(lines)]
+        if count := len(report[what]):
+            words = ("run", "s unfinished") if what == "missing" else ("warning", "s")
+            ending = words[1] if count > 1 else words[1].removeprefix("s")
+            lines.append(f"{count} {words[0]}{ending}: see the report")
+    # Sentences may hold a study's own line breaks; the table's columns keep their spaces.
+    return [" ".join(line.split()) if i < told or line.startswith("alarm: ") else line for i, line in enumerate(lines)]
 
 
 def _finite(value: Any) -> Any:

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from harness.errors import ConfigError
+from harness.report.ledger_path import Json, LedgerPath, read_path
 
-Json = dict[str, Any]
 # A metrics row with one of these prefixes is an evaluation; a row with a training loss is a step.
-CURVES = ("readout_", "mlm_", "probe_")
+CURVES = ("readout_", "mlm_", "clm_", "probe_")
+CHARGED = ("STUDENT_STEP", "TEACHER_FORWARD", "OBJECTIVE")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,18 @@ class Run:
     record: Json
     steps: list[Json]
     evaluations: list[Json]
-    posted: Json | None = None
-    """The last posting of the ledger."""
+    path: LedgerPath = field(default_factory=LedgerPath)
+
+    @property
+    def posted(self) -> Json | None:
+        """The last posting of the ledger."""
+        return self.path.last
+
+    @property
+    def control(self) -> Json | None:
+        """What this run is a control for; None for a contestant."""
+        declared = self.record.get("control")
+        return declared if isinstance(declared, dict) and declared else None
 
     @property
     def done(self) -> bool:
@@ -60,6 +71,8 @@ class Source:
     references: Json
     runs: list[Run]
     problems: list[str] = field(default_factory=list)
+    controls: list[Run] = field(default_factory=list)
+    """Runs that answer another question, such as equal tokens: no contestants, and in no verdict."""
 
 
 def number(value: Any) -> float | None:
@@ -98,10 +111,14 @@ def read(directory: Path) -> Source:
         name: mapping(_json(directory / f"{name}.json", problems, optional=name == "references"))
         for name in ("environment", "status", "references")
     }
-    runs = [run for folder in folders if folder.is_dir() and (run := _run(folder, problems)) is not None]
+    charged = charged_accounts(study)
+    runs = [run for folder in folders if folder.is_dir() and (run := _run(folder, problems, charged)) is not None]
     order = {arm.get("name"): i for i, arm in enumerate(arms_of(study))}
     runs.sort(key=lambda run: (order.get(run.arm, len(order)), run.arm, run.seed))
-    return Source(directory, study, files["environment"], files["status"], files["references"], runs, problems)
+    controls = [run for run in runs if run.control]
+    runs = [run for run in runs if not run.control]
+    named = (files["environment"], files["status"], files["references"])
+    return Source(directory, study, *named, runs, problems, controls)
 
 
 def arms_of(study: Json) -> list[Json]:
@@ -109,14 +126,22 @@ def arms_of(study: Json) -> list[Json]:
     return [arm for arm in study.get("arms") or [] if isinstance(arm, dict) and arm.get("name")]
 
 
-def _run(folder: Path, problems: list[str]) -> Run | None:
+def charged_accounts(study: Json) -> list[str]:
+    """The accounts that a study charges to its budget; what every study charges where the file does not say."""
+    listed = mapping(study.get("accounting")).get("charged")
+    return [str(account) for account in listed] if isinstance(listed, list) and listed else list(CHARGED)
+
+
+def _run(folder: Path, problems: list[str], charged: list[str]) -> Run | None:
     suffix = folder.name.removeprefix("seed-")
     if not suffix.isdigit():
         problems.append(f"{_place(folder)} is not a seed's folder and was left out.")
         return None
     record = mapping(_json(folder / "record.json", problems, optional=(folder / "metrics.jsonl").exists()))
     rows = _jsonl(folder / "metrics.jsonl", problems)
-    ledger = _jsonl(folder / "ledger.jsonl", problems)
+    path = read_path(folder / "ledger.jsonl", charged)
+    if path.broken:
+        problems.append(_unreadable_lines(folder / "ledger.jsonl", path.broken))
     name = record.get("name")
     return Run(
         arm=name if isinstance(name, str) and name else folder.parent.name,
@@ -124,7 +149,7 @@ def _run(folder: Path, problems: list[str]) -> Run | None:
         record=record,
         steps=[row for row in rows if "loss" in row],
         evaluations=[row for row in rows if any(str(key).startswith(CURVES) for key in row)],
-        posted=ledger[-1] if ledger else None,
+        path=path,
     )
 
 
@@ -172,5 +197,9 @@ def _jsonl(path: Path, problems: list[str]) -> list[Json]:
         elif line.strip():
             broken += 1
     if broken:
-        problems.append(f"{_place(path)} has {broken} unreadable line{'s' if broken > 1 else ''}, left out here.")
+        problems.append(_unreadable_lines(path, broken))
     return rows
+
+
+def _unreadable_lines(path: Path, count: int) -> str:
+    return f"{_place(path)} has {count} unreadable line{'s' if count > 1 else ''}, left out here."

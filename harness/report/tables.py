@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from harness.report import comparison_tables, cost_tables, fact_tables, score_tables
+from harness.report import (
+    comparison_tables,
+    cost_tables,
+    equality_tables,
+    fact_tables,
+    nested_tables,
+    score_tables,
+    step_tables,
+)
 from harness.report.analysis import Analysis
 from harness.report.cells import Table
 
@@ -13,12 +21,21 @@ def every(analysis: Analysis) -> list[Table]:
     return [
         score_tables.scores(analysis),
         score_tables.intervals(analysis),
+        equality_tables.currencies(analysis),
+        equality_tables.control(analysis),
+        nested_tables.glue(analysis),
         cost_tables.data_seen(analysis),
+        equality_tables.spent(analysis),
         cost_tables.accounts(analysis),
+        step_tables.steps(analysis),
+        step_tables.energy(analysis),
         comparison_tables.comparisons(analysis, "baseline"),
         *pairs,
         comparison_tables.other_comparisons(analysis),
+        nested_tables.components(analysis),
+        nested_tables.mixed(analysis),
         fact_tables.differences(analysis),
+        fact_tables.overrides(analysis),
         score_tables.probes(analysis),
         fact_tables.environment(analysis),
         fact_tables.engine(analysis),

@@ -99,6 +99,14 @@ def headline(comparisons: Sequence[Comparison], *, margin: float) -> Verdict:
     raise AssertionError("a comparison is judged to be one of three kinds")
 
 
+def withheld(verdict: Verdict, reason: str) -> Verdict:
+    """The verdict of arms whose costs cannot be compared: nothing can be told from them, however clear the scores."""
+    if verdict.a is None or verdict.b is None:
+        return verdict
+    sentence = f"{verdict.a} or {verdict.b}: cannot tell yet, run all arms on the same hardware"
+    return Verdict("cannot tell", sentence, f"the budget is measured, and {reason}", a=verdict.a, b=verdict.b)
+
+
 def _p(p: float | None) -> str:
     text = numbers.p_value(p).replace(" ", "\u00a0")
     return f"p\u00a0{text}" if text.startswith("<") else f"p\u00a0=\u00a0{text}"

@@ -1,0 +1,280 @@
+"""The verdict in the other currency: each arm's score at the cheapest arm's cost, read from its own learning curve.
+
+Arms of one study cost the same in the budget's unit and something else in every other. For each seed the cheapest arm's
+whole cost in the other unit is taken, and every dearer arm's score is read where its own curve had cost as much:
+linear between evaluations, per seed and paired, then compared and judged as the main verdict is. Where the deciding
+score was not evaluated along the way another one stands in, and the report says which.
+
+A point half-way is not what a budget of half the size would have given: its learning rate had not decayed, and a straight
+line between evaluations lies above a falling loss. Both are to the dearer arm's disadvantage. So a dearer arm that
+wins here wins all the more, and a flip towards the cheaper arm asks for a run to confirm it: the report gives the command.
+"""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from harness.compare import Comparison, Scores, against_baseline
+from harness.report import numbers
+from harness.report.axis import scale_of
+from harness.report.source import Json, Run, number
+from harness.report.verdict import Verdict, headline, judge
+from harness.units import Unit
+
+if TYPE_CHECKING:
+    from harness.report.analysis import Analysis
+
+Flip = Literal["no", "possible", "yes", "unknown"]
+Points = list[tuple[float, float]]
+WORDS = {Unit.FLOP: "FLOPs", Unit.GPU_SECOND: "device time"}
+# What can stand in for a deciding score that was not evaluated along the way.
+STAND_IN = ("mlm.loss",)
+# Arms whose costs differ by less than this cost the same.
+SAME_COST = 0.005
+
+
+@dataclass(frozen=True)
+class Currency:
+    """One other currency: what arms used in it, what they scored at equal cost in it, and what that says.
+
+    `flip`: "yes" where the order of the main verdict is reversed and the reversal is significant; "possible" where
+    it may be; "no" where the main verdict holds; "unknown" where nothing could be read.
+    """
+
+    unit: str
+    words: str
+    used: dict[str, float]
+    at: float | None = None
+    metric: str | None = None
+    basis: str = ""
+    scores: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
+    comparisons: list[Comparison] = field(default_factory=list[Comparison])
+    verdict: Verdict | None = None
+    by_arm: list[Verdict] = field(default_factory=list[Verdict])
+    flip: Flip = "unknown"
+    sentence: str = ""
+    note: str = ""
+    """What the sentence adds to the verdict: where arms were read, by which score, and how to confirm a flip."""
+
+    def as_json(self) -> Json:
+        tree = {k: v for k, v in asdict(self).items() if k not in ("comparisons", "verdict", "by_arm")}
+        return {
+            **tree,
+            "verdict": None if self.verdict is None else self.verdict.as_json(),
+            "arms": [verdict.as_json() for verdict in self.by_arm],
+            "comparisons": [c.as_json() for c in self.comparisons],
+        }
+
+
+def currencies(analysis: Analysis) -> list[Currency]:
+    """FLOPs and device time, less the one that the budget is in."""
+    units = [unit for unit in (Unit.FLOP, Unit.GPU_SECOND) if unit.value != analysis.unit]
+    return [in_currency(analysis, unit) for unit in units] if len(analysis.arms) > 1 else []
+
+
+def in_currency(analysis: Analysis, unit: Unit) -> Currency:
+    """Everything that can be said at equal cost in `unit`."""
+    words = WORDS[unit]
+    costs = {
+        arm.name: {run.seed: c for run in arm.done if (c := _total(run, unit)) is not None} for arm in analysis.arms
+    }
+    used = {name: statistics.fmean(by_seed.values()) for name, by_seed in costs.items() if by_seed}
+    refused = analysis.unlike_hardware if unit is Unit.GPU_SECOND else ""
+    if refused:
+        text = f"not comparable, {refused}."
+        return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
+    pair = [name for name in (analysis.verdict.a, analysis.verdict.b) if name in used]
+    if len(pair) < 2 or not all(used[name] > 0 for name in pair):
+        lack = " and ".join(n for n in (analysis.verdict.a, analysis.verdict.b) if n and not used.get(n))
+        text = f"not measured for {lack or 'these arms'}."
+        return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
+    equal = _equal_costs(costs)
+    metric, scores, basis = _scores(analysis, unit, equal)
+    at = statistics.fmean(equal.values()) if equal else None
+    if metric is None or analysis.baseline is None or at is None:
+        return _unread(analysis, unit, used, pair, basis)
+    found = against_baseline(
+        {arm.name: scores.get(arm.name, {}) for arm in analysis.arms},
+        analysis.baseline.name,
+        metric=metric,
+        meaningless=analysis.meaningless(metric),
+    )
+    margin = analysis.margin if metric == analysis.main else analysis.margin_for(metric)
+    by_arm = [judge(c, margin=margin) for c in found]
+    verdict = headline(found, margin=margin)
+    flip = _flip(analysis.verdict, next((c for c in found if c.a == analysis.verdict.a), None), verdict)
+    return Currency(
+        unit=unit.value,
+        words=words,
+        used=used,
+        at=at,
+        metric=metric,
+        basis=basis,
+        scores=scores,
+        comparisons=found,
+        verdict=verdict,
+        by_arm=by_arm,
+        flip=flip,
+        sentence=_sentence(unit, verdict, flip, note := _note(unit, used, at, flip, basis)),
+        note=note,
+    )
+
+
+def _total(run: Run, unit: Unit) -> float | None:
+    """What a run's charged accounts took in a unit: from its ledger, else from its record."""
+    found = run.path.total(unit.value)
+    if found is None and unit is Unit.GPU_SECOND:
+        found = number(run.record.get("seconds"))
+    return found
+
+
+def _equal_costs(costs: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
+    """{seed: the cheapest arm's cost}, over seeds that every arm with any cost has."""
+    known = [by_seed for by_seed in costs.values() if by_seed]
+    seeds = set.intersection(*(set(by_seed) for by_seed in known)) if known else set()
+    return {seed: min(by_seed[seed] for by_seed in known) for seed in sorted(seeds)}
+
+
+def _scores(
+    analysis: Analysis, unit: Unit, equal: Mapping[int, float]
+) -> tuple[str | None, dict[str, dict[int, float]], str]:
+    """(metric, {arm: {seed: score at the equal cost}}, in words what was read); metric None where nothing can be."""
+    main = analysis.main
+    for metric in dict.fromkeys((main, *STAND_IN)):
+        flagged = analysis.meaningless(metric)
+        scores = {
+            arm.name: {
+                run.seed: value
+                for run in arm.done
+                if run.seed in equal and (value := _read(analysis, run, metric, unit, equal[run.seed])) is not None
+            }
+            for arm in analysis.arms
+            if arm.name not in flagged
+        }
+        if analysis.baseline and scores.get(analysis.baseline.name) and sum(map(bool, scores.values())) > 1:
+            return metric, scores, _basis(analysis, metric, scores)
+    lack = f"{numbers.label(main)} was not evaluated along the way (set evaluation.readout.on_curve: true)"
+    return None, {}, lack
+
+
+def _basis(analysis: Analysis, metric: str, scores: Scores) -> str:
+    label = numbers.label(metric)
+    if metric == analysis.main and metric != "mlm.loss":
+        text = f"{label} from the learning curves"
+    elif metric == analysis.main:
+        text = f"{label} from the learning curves, on validation text; at its own end each arm's is on test text"
+    else:
+        text = (
+            f"{label} stands in, on validation text: {numbers.label(analysis.main)} was not evaluated along the way "
+            "(set evaluation.readout.on_curve: true)"
+        )
+    left = [arm.name for arm in analysis.arms if not scores.get(arm.name)]
+    return f"{text}; nothing can be read for {', '.join(left)}" if left else text
+
+
+def _read(analysis: Analysis, run: Run, metric: str, unit: Unit, cost: float) -> float | None:
+    """A run's score when it had cost so much; None where its curve does not reach down that far."""
+    total, final = _total(run, unit), run.scores.get(metric)
+    if total is None or total <= 0 or final is None:
+        return None
+    if cost >= total * (1 - SAME_COST):
+        return final
+    points = curve(analysis, run, metric, unit)
+    if not points or points[0][0] > cost:
+        return None
+    return at_cost([*points, (total, final)], cost)
+
+
+def curve(analysis: Analysis, run: Run, metric: str, unit: Unit) -> Points:
+    """(cost in `unit`, score) of every evaluation along the way, from the untrained student's at no cost on."""
+    key = metric.replace(".", "_", 1)
+    points: dict[float, float] = {}
+    for row in run.evaluations:
+        value, spent = number(row.get(key)), number(row.get("spent"))
+        cost = None if spent is None else _cost_at(analysis, run, unit, spent)
+        if value is not None and cost is not None:
+            points[cost] = value
+    start = analysis.references.get("untrained", {}).get(metric)
+    if points and start is not None:
+        points.setdefault(0.0, start)
+    return sorted(points.items())
+
+
+def _cost_at(analysis: Analysis, run: Run, unit: Unit, spent: float) -> float | None:
+    """Cost in `unit` when so much of the budget was spent; in proportion where the ledger holds no such unit."""
+    amount = run.path.amount(unit.value, spent)
+    if amount is not None:
+        return amount
+    total, charged = _total(run, unit), number(run.record.get("charged"))
+    return total * spent / charged if total and charged else None
+
+
+def at_cost(points: Points, cost: float) -> float:
+    """Linear between points of rising cost; the last one's beyond them."""
+    right = bisect_left(points, (cost, float("-inf")))
+    if right == len(points):
+        return points[-1][1]
+    if right == 0:
+        return points[0][1]
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    return y1 if x1 == x0 else y0 + (y1 - y0) * (cost - x0) / (x1 - x0)
+
+
+def _flip(main: Verdict, same_pair: Comparison | None, other: Verdict) -> Flip:
+    """Whether the order of the main verdict's pair, or its headline, is another one here."""
+    if main.kind == "beats":
+        if same_pair is None or same_pair.mean_difference is None:
+            return "unknown"
+        reversed_order = (same_pair.mean_difference > 0) != (main.better == same_pair.a)
+        if reversed_order:
+            return "yes" if same_pair.significant else "possible"
+        # The order of the pair holds; another contender may lead here all the same.
+        return "possible" if other.better not in (None, main.better) else "no"
+    return "possible" if other.kind == "beats" else "no"
+
+
+def _sentence(unit: Unit, verdict: Verdict, flip: Flip, note: str) -> str:
+    start = {"yes": "The verdict flips in ", "possible": "The verdict may flip in "}.get(flip, "In ")
+    return f"{start}{WORDS[unit]}: {verdict.sentence}. {note}"
+
+
+def _note(unit: Unit, used: Mapping[str, float], at: float, flip: Flip, basis: str) -> str:
+    scale = scale_of(at, unit)
+    cheapest = min(used, key=lambda name: used[name])
+    text = f"At {scale.write(at)} {scale.name} each, what {cheapest} took; {basis}."
+    if flip in ("yes", "possible"):
+        text += f" Dearer arms were read before their rate had decayed; to confirm it, {_remedy(unit, at)}."
+    return text
+
+
+def _remedy(unit: Unit, at: float) -> str:
+    return f'run the study with --budget "{at:.3g} {"flop" if unit is Unit.FLOP else "gpu-seconds"}"'
+
+
+def _unread(analysis: Analysis, unit: Unit, used: dict[str, float], pair: list[str], basis: str) -> Currency:
+    """Costs are known and scores at equal cost are not: what follows from the costs alone."""
+    words = WORDS[unit]
+    first, second = (used[name] for name in pair)
+    scale = scale_of(min(first, second), unit)
+    text = (
+        f"{pair[0]} used {scale.write(first)} {scale.name} and {pair[1]} {scale.write(second)} {scale.name} "
+        f"({numbers.ratio(first / second)}); {basis}."
+    )
+    winner, flip = analysis.verdict.better, "unknown"
+    remedy = _remedy(unit, min(first, second))
+    if winner is None:
+        text += f" To see scores at equal {words}, {remedy}."
+    elif used[winner] <= min(first, second) * (1 + SAME_COST):
+        flip = "no"
+        text += (
+            f" {winner} won with no more {words}, so the order holds there too unless training longer would harm it."
+        )
+    else:
+        flip = "possible"
+        text += f" {winner} needed more {words}, so the verdict may flip there: {remedy}."
+    sentence = f"In {words}: {text}"
+    return Currency(unit.value, words, used, basis=basis, flip=flip, sentence=sentence, note=text)
