@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def show(table: dict[str, Any]) -> None:
         title=f"{table['study']}: {table['precision']}, ZeRO-{table['zero_stage']}, {table['world_size']} ranks",
         title_justify="left",
     )
-    view.add_column("")
+    view.add_column("", no_wrap=True)
     for row in table["arms"]:
         view.add_column(row["name"], justify="right", overflow="fold")
     for label, cell in _LINES:
@@ -62,22 +63,19 @@ def write_csv(table: dict[str, Any], path: Path) -> None:
         writer.writerows(rows)
 
 
-def _spread(times: dict[str, float]) -> str:
-    return f"{times['p50_ms']:.1f} ms ({times['p20_ms']:.1f}–{times['p80_ms']:.1f})"
+def _over(row: dict[str, Any], unit: str) -> str:
+    return f"{row['over_scratch'][unit]:.2f}×" if "over_scratch" in row else "–"
 
 
-def _over(row: dict[str, Any]) -> str:
-    over = row.get("over_scratch")
-    return f"{over['time']:.2f}× ({over['flop']:.2f}× in FLOPs)" if over else "–"
-
-
-_LINES = (
-    ("step p50 (p20–p80)", lambda row: _spread(row["step"])),
-    ("over from scratch", _over),
+_LINES: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+    ("step, p50", lambda row: f"{row['step']['p50_ms']:.1f} ms"),
+    ("p20–p80", lambda row: f"{row['step']['p20_ms']:.1f}–{row['step']['p80_ms']:.1f}"),
+    ("over scratch, time", lambda row: _over(row, "time")),
+    ("over scratch, FLOPs", lambda row: _over(row, "flop")),
     ("tokens/s", lambda row: f"{row['tokens_per_s']:,.0f}"),
-    ("algorithmic GFLOP/s", lambda row: f"{row['flop_per_s'] / 1e9:,.1f}"),
+    ("GFLOP/s", lambda row: f"{row['flop_per_s'] / 1e9:,.1f}"),
     ("MFU", lambda row: f"{row['mfu']:.1%}"),
-    ("engine / bare loop", lambda row: f"{row['engine_over_bare']:.2f}×" if "engine_over_bare" in row else "–"),
+    ("engine / bare", lambda row: f"{row['engine_over_bare']:.2f}×" if "engine_over_bare" in row else "–"),
     ("input stall", lambda row: f"{row['input_stall']:.2%}"),
     ("meters and ledger", lambda row: f"{row['bookkeeping']:.2%}"),
 )
