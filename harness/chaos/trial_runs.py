@@ -2,53 +2,114 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import runpy
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.budget import Account
 from harness.chaos import workers
+from harness.chaos.faults import Fault, only_train
 from harness.chaos.tiny import TinyStudy
 
 # A study of one arm that trains in a second: what is broken is the run, not the science.
 BRIEF: dict[str, Any] = {
     "arms": [{"name": "no_kd", "objective": "mlm"}],
-    "budget": "1 Gflop",
-    "evaluation": {"curve_points": 1, "mlm_blocks": 8},
-    "checkpoints": 3,
+    "budget": "1.4 Gflop",  # 18 steps
+    "evaluation": {"main": "mlm.loss", "curve_points": 1, "mlm_blocks": 8, "readout": None},
+    "checkpoints": 6,
 }
 
 
-def enter(arguments: list[str], fault: Callable[..., None] | None = None, given: tuple[Any, ...] = ()) -> None:
-    """What every launcher starts, in this process; `fault(*given)` is put in place first. Exits with the run's code."""
-    if fault is not None:
-        fault(*given)
+def enter(arguments: list[str], faults: Sequence[Fault] = ()) -> None:
+    """What every launcher starts, in this process, with the faults in place. Exits with the run's code."""
+    for fault in faults:
+        fault()
     sys.argv = ["launch.py", *arguments]
     runpy.run_module("harness", run_name="__main__")
+
+
+def enter_each(several: list[list[str]], faults: Sequence[Fault] = ()) -> int:
+    """Several runs one after another in this process; their codes are in their status.json. Returns the worst."""
+    worst = 0
+    for number, arguments in enumerate(several):
+        try:
+            enter(arguments, faults if number == 0 else ())
+        except SystemExit as left:
+            worst = max(worst, int(left.code or 0))
+    return worst
+
+
+def run_arguments(file: Path, out: Path, *flags: str) -> list[str]:
+    return ["run", "--study", str(file), "--out", str(out), *flags]
 
 
 def launch(
     file: Path,
     out: Path,
     *flags: str,
-    fault: Callable[..., None] | None = None,
-    given: tuple[Any, ...] = (),
+    faults: Sequence[Fault] = (),
+    evaluate: bool = False,
     ranks: int = 2,
     environment: dict[str, str] | None = None,
 ) -> workers.Launch:
-    """Start `run --study file --out out` on forked ranks; their output is kept beside `out`."""
-    arguments = ["run", "--study", str(file), "--out", str(out), *flags]
-    logs = out.parent / f"{out.name}-logs"
-    return workers.start(enter, arguments, fault, given, folder=logs, ranks=ranks, environment=environment)
+    """Start `run --study file --out out` on forked ranks; their output is kept beside `out`.
+
+    Args:
+        evaluate: also evaluate and report; most rows only train.
+    """
+    arguments = run_arguments(file, out, *flags)
+    faults = list(faults) if evaluate else [Fault(only_train), *faults]
+    return workers.start(enter, arguments, faults, folder=logs(out), ranks=ranks, environment=environment)
 
 
-def brief_study(folder: Path, **changes: Any) -> tuple[TinyStudy, Path]:
-    """The tiny study's parts below `folder`, and a file of one short arm."""
-    tiny = TinyStudy.make(folder)
-    return tiny, tiny.write(folder / "brief.yaml", **{**BRIEF, **changes})
+def logs(out: Path) -> Path:
+    return out.parent / f"{out.name}-logs"
+
+
+_references: dict[tuple[str, tuple[str, ...], bool], Path] = {}
+
+
+def uninterrupted(file: Path, out: Path, *flags: str, evaluate: bool = False) -> Path:
+    """A run that nothing happens to, what interrupted ones are compared with; made once per study and process.
+
+    Raises:
+        RuntimeError: it did not end well, so nothing can be compared.
+    """
+    key = (file.read_text(encoding="utf-8"), flags, evaluate)
+    known = _references.get(key)
+    if known is not None and known.is_dir():
+        return known
+    run = launch(file, out, *flags, evaluate=evaluate)
+    codes = run.wait()
+    if any(codes):
+        raise RuntimeError(f"the undisturbed run left with {codes}: {last_words(run.outputs())}")
+    _references[key] = out
+    return out
+
+
+def last_words(text: str) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing was said")
+
+
+@cache
+def parts() -> TinyStudy:
+    """Corpus and teacher, made once per process and removed when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="isobudget-parts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return TinyStudy.make(folder)
+
+
+def brief_study(folder: Path, **changes: Any) -> Path:
+    """A file of one short arm in `folder`; `changes` replace the study's top-level keys."""
+    return parts().write(folder / "brief.yaml", **{**BRIEF, **changes})
 
 
 def record(out: Path, arm: str = "no_kd", seed: int = 1) -> dict[str, Any]:
@@ -92,3 +153,8 @@ def differences(mine: Path, theirs: Path) -> list[str]:
             if a["accounts"].get(account, {}).get(unit) != b["accounts"].get(account, {}).get(unit):
                 found.append(f"{account} in {unit}")
     return found
+
+
+def saved_steps(out: Path) -> list[int]:
+    """Steps of the published checkpoints."""
+    return sorted(int(p.name.removeprefix("step-")) for p in out.glob("arms/*/*/checkpoints/step-*"))

@@ -50,6 +50,18 @@ class Launch:
                 process.join()
         return codes
 
+    def wait_for(self, rank: int, *, timeout_s: float = PATIENCE_S) -> int | None:
+        """One rank's exit code, or None when it is still there after the time-out."""
+        self.processes[rank].join(timeout_s)
+        return self.processes[rank].exitcode
+
+    def close(self) -> None:
+        """Kill whatever is left, stopped processes too."""
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
     def output(self, rank: int) -> str:
         """What the rank printed, both streams."""
         return self.logs[rank].read_text(encoding="utf-8", errors="replace") if self.logs[rank].exists() else ""
