@@ -8,6 +8,7 @@ from torch.nn import functional
 from harness.data.stream import Batch
 from harness.evaluate.subject import Subject
 from harness.models.signals import Needs
+from harness.stopping import poll
 
 NEEDS = Needs(logits="masked")
 
@@ -20,6 +21,7 @@ def evaluate(subject: Subject, batches: list[Batch], *, answers: list[torch.Tens
     """
     loss, hits, count = 0.0, 0, 0
     for batch in batches:
+        poll("masked language modelling")
         batch = batch.to(subject.device)
         head = subject.signals(NEEDS, input_ids_BT=batch.input_ids_BT, positions_N=batch.positions_N).head
         assert head is not None

@@ -14,6 +14,7 @@ from torch.nn import functional
 from harness.data.probes import Examples, ProbeData
 from harness.evaluate.subject import Subject
 from harness.models.signals import Needs
+from harness.stopping import poll
 from harness.study import ProbeSpec
 
 PROBE_SEED = 1_910_103
@@ -50,6 +51,7 @@ def evaluate(subject: Subject, data: ProbeData, *, spec: ProbeSpec) -> float:
     for order in orders:
         model.train()
         for chosen in order.split(spec.batch):
+            poll("a probe")
             for group in optimizer.param_groups:
                 group["lr"] = spec.lr * min(1.0, 10 * (step + 1) / steps) * (1 - step / steps)
             ids, mask, labels = examples(data.train, chosen, subject.device)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from harness.data.stream import Batch
 from harness.evaluate.subject import Subject
 from harness.models.signals import Needs
+from harness.stopping import poll
 from harness.study import ReadoutSpec
 
 LAYERS_TRIED = 2
@@ -43,6 +44,7 @@ def features(subject: Subject, batches: list[Batch]) -> Features:
     needs = Needs(states=frozenset(tried))
     rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in tried}
     for batch in batches:
+        poll("a read-out")
         batch = batch.to(subject.device)
         states = subject.signals(needs, input_ids_BT=batch.input_ids_BT).states
         for layer in tried:
@@ -71,6 +73,7 @@ def train_head(states_NH: torch.Tensor, labels_N: torch.Tensor, *, vocab: int, s
         )
     optimizer = torch.optim.AdamW(head.parameters(), lr=spec.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     for step in range(spec.steps):
+        poll("a read-out")
         for group in optimizer.param_groups:
             group["lr"] = spec.lr * min(1.0, 10 * (step + 1) / spec.steps) * (1 - step / spec.steps)
         chosen = order[step * spec.positions : (step + 1) * spec.positions].to(states_NH.device)
