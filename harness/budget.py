@@ -52,7 +52,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Charge:
-    """An amount of one unit spent for one account. `source` is "analytic" or "measured"."""
+    """An amount of one unit spent for one account.
+
+    `source` is "analytic", "measured", or "predicted" where an instrument failed and its share was filled up.
+    """
 
     account: Account
     amount: int | float
@@ -107,6 +110,10 @@ class Ledger:
 
     def amount(self, account: Account, unit: Unit) -> int | float:
         return self._sums.get((account, unit), 0)
+
+    def charged_in(self, unit: Unit) -> int | float:
+        """What the charged accounts took in any unit, the budget's or another: the other currency of a verdict."""
+        return sum((self._sums.get((account, unit), 0) for account in sorted(self.charged)), start=0)
 
     def accounts(self) -> dict[str, dict[str, int | float]]:
         """{account: {unit: amount}} over everything posted, charged or only reported."""
@@ -173,7 +180,8 @@ class Ledger:
     def restore(self, state: Mapping[str, Any]) -> list[Charge]:
         """Continue from `state()`, dropping lines of the file that were written after it.
 
-        Returns the dropped work as charges to the account LOST, one per unit, for the caller to post.
+        Returns the dropped work as charges to the account LOST, one per unit, for the caller to post. Start-up and
+        checkpoints keep their account: they were spent on what they were spent on, and are not repeated.
 
         Raises:
             CheckpointError: the state belongs to another budget or another accounting.
@@ -203,12 +211,20 @@ class Ledger:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(lines[:postings]), encoding="utf-8")
         os.replace(temporary, self._path)
-        lost: dict[Unit, int | float] = {}
+        dropped: dict[tuple[Account, Unit], int | float] = {}
         for row in parse_postings("".join(lines[postings:])):
             # A dropped LOST line is what an earlier crash lost since the same checkpoint: it is still lost.
-            for _, amount, unit, _ in row["charges"]:
-                lost[Unit(unit)] = lost.get(Unit(unit), 0) + amount
-        return [Charge(Account.LOST, amount, unit) for unit, amount in sorted(lost.items())]
+            for name, amount, unit, _ in row["charges"]:
+                account = Account(name) if name in _NOT_REPEATED else Account.LOST
+                dropped[account, Unit(unit)] = dropped.get((account, Unit(unit)), 0) + amount
+        return [
+            Charge(account, amount, unit, "analytic" if unit.deterministic else "measured")
+            for (account, unit), amount in sorted(dropped.items())
+        ]
+
+
+# A resumed run starts up anew, but what the first start cost was no work that is done twice; nor is a checkpoint.
+_NOT_REPEATED = (Account.STARTUP, Account.CHECKPOINT)
 
 
 def _line(charge: Charge) -> list[Any]:

@@ -9,25 +9,30 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
-from harness import environment
-from harness.budget import Account, Charge
+from harness import controls, environment
+from harness.budget import Account, Charge, Ledger
+from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import SampleStream, evaluation_batches
 from harness.engine import Engine, device_of
 from harness.errors import ConfigError, Preempted
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, vouch
+from harness.executed import executed_step_flop
 from harness.hardware import bf16_in_hardware, has_cuda
-from harness.meters.device_time import DeviceClock
+from harness.meters import node
+from harness.meters.efficiency import Denominator, denominator
+from harness.meters.measured import Measured
 from harness.meters.pace import Pace
-from harness.models.signals import Needs, Signals
+from harness.meters.trial import Instruments, bare
+from harness.models.signals import Needs
 from harness.models.student import export
 from harness.models.teacher import Teacher
 from harness.progress import Silent
@@ -35,8 +40,8 @@ from harness.ranks import Ranks
 from harness.rundir import RunDirectory, write_json
 from harness.stopping import StopFlag
 from harness.train import Trial
-from harness.trainee import VALIDATION, VALIDATION_NEEDS, Trainee, parameter_groups
-from harness.trial_record import card, trial_record
+from harness.trainee import Trainee, parameter_groups
+from harness.trial_record import card, efficiency_record, trial_record
 from harness.units import Unit, format_amount
 from harness.watchdog import Watchdog, beat, leave
 
@@ -45,9 +50,6 @@ if TYPE_CHECKING:
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
 PROJECTION_STREAM = 1_000_003
-VALIDATION_BATCH = 64
-# Measured time is summed over this many steps before ranks exchange it, unless the budget is in time.
-TIME_POSTING_STEPS = 16
 # Nobody moved for this long: the run hangs. Above the slowest compilation, below a scheduler's patience.
 HANG_TIMEOUT_S = 600.0
 
@@ -64,9 +66,14 @@ class Conductor:
     resume: bool = False
     hang_timeout_s: float = HANG_TIMEOUT_S
     allowed: frozenset[str] = frozenset()
+    follow: Callable[[dict[str, Any]], None] | None = None
 
-    def run(self) -> None:
-        """Train and evaluate every missing trial.
+    def run(
+        self, only: Collection[tuple[str, int]] | None = None, controls_of: Collection[tuple[str, int]] = ()
+    ) -> None:
+        """Train and evaluate every missing trial and control.
+
+        With `only`, a job's share: train those of these (arm, seed), and the controls of `controls_of`; no evaluation.
 
         Raises:
             Preempted: a signal asked to stop; the run can be resumed.
@@ -77,6 +84,8 @@ class Conductor:
             if watch.off:
                 self.tell.say(f"hangs are not watched for: {watch.off}")
             missing = self.missing()
+            if only is not None:
+                missing = [(arm, seed) for arm, seed in missing if (arm.arm.name, seed) in only]
             if missing:
                 self.ranks.on_main(self.refuse_mixed_precision)
                 self.identity = environment.identity(self.setting, self.ranks)
@@ -84,6 +93,12 @@ class Conductor:
             vouchers = self.ranks.on_main(lambda: self.vouchers(missing))
             for arm, seed in missing:
                 self.train(arm, seed, stop, vouchers.get((arm.arm.name, seed)))
+            for control in self.missing_controls() if only is None or controls_of else []:
+                if only is not None and (control.of, control.seed) not in controls_of:
+                    continue
+                self.train(self.setting.arms[control.arm], control.seed, stop, None, control=control)
+            if only is not None:
+                return
             from harness.evaluate.suite import Suite
 
             Suite(self.setting, self.directory, self.ranks, self.tell, stop).run()
@@ -95,13 +110,27 @@ class Conductor:
             self.directory.status("interrupted", exit_code=Preempted.exit_code, message=f"hang: {found}")
 
         give_up = leave(self.ranks, record)
-        return Watchdog(self.directory.root, self.ranks, timeout_s=self.hang_timeout_s, give_up=give_up)
+        return Watchdog(self.directory.signs, self.ranks, timeout_s=self.hang_timeout_s, give_up=give_up)
 
     def missing(self) -> list[tuple[ArmSetting, int]]:
         """Trials without a finished record, in the order they will run; the same on every rank."""
         trials = [(arm, seed) for seed in self.setting.study.seeds for arm in self.setting.arms.values()]
         done = [(self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" for arm, seed in trials]
         return [trial for trial, finished in zip(trials, self.ranks.share(done), strict=True) if not finished]
+
+    def missing_controls(self) -> list[controls.Control]:
+        """Controls of finished contestants that have not run; they come after every contestant."""
+
+        def find() -> list[controls.Control]:
+            root = self.directory.root
+            wanted = controls.wanted(self.setting.study, root)
+            return [control for control in wanted if not controls.finished(control, root)]
+
+        found: list[controls.Control] = self.ranks.on_main(find)
+        if found and not hasattr(self, "identity"):
+            self.identity = environment.identity(self.setting, self.ranks)
+            self.overrides = self.ranks.on_main(lambda: self.directory.admit(self.identity, self.allowed))
+        return found
 
     def refuse_mixed_precision(self) -> None:
         """Finished trials of this directory and new ones must compute alike. Rank 0 only."""
@@ -129,8 +158,9 @@ class Conductor:
                 model = Teacher(arm.teacher, device=device, dtype=torch.float32).family.model
                 teachers[path] = Subject(model, device=device)
             batches = evaluation_batches(
-                corpus, "validation", blocks=blocks, batch=VALIDATION_BATCH, masking=study.data.masking
-            )
+                corpus, "validation", blocks=blocks, batch=VALIDATION_BATCH, masking=study.data.masking,
+                causal=study.causal,
+            )  # fmt: skip
             found[arm.arm.name, seed] = vouch(
                 teachers[path], Subject(arm.student(seed=seed), device=device), batches,
                 name=path, allow_worse=arm.study.teacher.allow_worse,
@@ -138,8 +168,12 @@ class Conductor:
         return found
 
     # -- one trial -----------------------------------------------------------------------------------
-    def train(self, arm: ArmSetting, seed: int, stop: StopFlag, voucher: Voucher | None) -> None:
-        folder = self.directory.trial(arm.arm.name, seed)
+    def train(
+        self, arm: ArmSetting, seed: int, stop: StopFlag, voucher: Voucher | None,
+        control: controls.Control | None = None,
+    ) -> None:  # fmt: skip
+        """One trial from start to record; with `control` in the control's folder and for the control's tokens."""
+        folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
         started = time.monotonic()
         beat(f"the start of {arm.arm.name}, seed {seed}")
         if self.ranks.is_main:
@@ -147,7 +181,20 @@ class Conductor:
                 shutil.rmtree(folder)  # a trial that never saved a checkpoint and was not asked to resume
             folder.mkdir(parents=True, exist_ok=True)
         self.ranks.barrier()
-        trial = self.trial(arm, seed, folder, stop)
+        path = folder / "ledger.jsonl" if self.ranks.is_main else None
+        ledger = control.ledger(path) if control else arm.ledger(path=path)
+        instruments = Instruments(self.ranks, self.node, folder, unit=ledger.budget.unit, started=started)
+        with instruments:
+            self._train(arm, seed, stop, voucher, control, ledger, instruments)
+        gc.collect()
+        self.ranks.barrier()
+
+    def _train(
+        self, arm: ArmSetting, seed: int, stop: StopFlag, voucher: Voucher | None, control: controls.Control | None,
+        ledger: Ledger, instruments: Instruments,
+    ) -> None:  # fmt: skip
+        folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
+        trial = self.trial(arm, seed, folder, stop, ledger=ledger, measured=instruments.measured)
         resumed = self.resume and trial.resume()
         if not resumed:
             asked = [
@@ -157,26 +204,30 @@ class Conductor:
             trial.ledger.post([*arm.upfront(), *asked], step=0)
             if self.ranks.is_main:
                 (folder / "metrics.jsonl").unlink(missing_ok=True)
+        places = environment.topology(self.ranks)
         if self.ranks.is_main:
-            write_json(
-                self.directory.root / "environment.json",
-                environment.record(
-                    self.setting, self.ranks, command=self.command, resolved_engine=trial.engine.resolved_config
-                ),
+            facts = environment.record(
+                self.setting,
+                self.ranks,
+                command=self.command,
+                resolved_engine=trial.engine.resolved_config,
+                places=places,
             )
-        startup = time.monotonic() - started
-        label = f"{arm.arm.name} · seed {seed}"
+            # Beside the trial too: several jobs may share the study, each on machines of its own.
+            for place in (self.directory.root, folder):
+                write_json(place / "environment.json", facts)
+        label = f"{control.label if control else arm.arm.name} · seed {seed}"
         self.tell.begin(label, trial.ledger.budget.limit, trial.ledger.budget.unit)
         try:
             trial.run()
         finally:
             self.tell.end()
-        trial.ledger.post(
-            [Charge(Account.STARTUP, startup * self.ranks.world, Unit.GPU_SECOND, "measured")], step=trial.progress.step
-        )
+        spent = instruments.facts(grid_g_per_kwh=arm.study.accounting.grid_g_per_kwh)
         weights = trial.engine.weights(trial.trainee.student)
         if self.ranks.is_main:
             record = trial_record(arm, seed, trial, voucher, corpus=self.setting.corpus.fingerprint)
+            record |= {"control": control.record() if control else None, **spent}
+            record["efficiency"] = efficiency_record(record, self.denominator)
             export(
                 arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),
                 layers=record["exported_layers"],
@@ -189,11 +240,21 @@ class Conductor:
             )
         trial.ledger.close()
         trial.engine.close()
-        del trial
-        gc.collect()
-        self.ranks.barrier()
 
-    def trial(self, arm: ArmSetting, seed: int, folder: Path, stop: Callable[[], bool]) -> Trial:
+    @cached_property
+    def node(self) -> node.Node:
+        """Who reads this machine's instruments; all ranks ask together."""
+        return node.find(self.ranks)
+
+    @cached_property
+    def denominator(self) -> Denominator:
+        """The peak that MFU and HFU are shares of; all ranks ask together."""
+        return denominator(self.ranks, half=self.setting.ds_config.precision != "fp32")
+
+    def trial(
+        self, arm: ArmSetting, seed: int, folder: Path, stop: Callable[[], bool], *, ledger: Ledger | None = None,
+        measured: Measured | None = None,
+    ) -> Trial:  # fmt: skip
         """Student, objective, engine, teacher, stream, ledger and meters of one trial."""
         study, setting = arm.study, self.setting
         student = arm.student(seed=seed)
@@ -203,31 +264,42 @@ class Conductor:
         torch.manual_seed(seed)  # dropout, where a study has any
         trainee = Trainee(student, arm.shape, plan)
         groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, study.optimizer)
+        executed = self.executed(trainee, arm) if ledger is not None else None
         engine = Engine(
             trainee, groups.groups, setting.ds_config, sequences=study.batch.sequences, ranks=self.ranks,
             betas=study.optimizer.betas, eps=study.optimizer.eps, clip=study.optimizer.clip,
         )  # fmt: skip
         stream = SampleStream(
             setting.corpus, seed=seed, sequences=study.batch.sequences, micro_batch=engine.micro_batch,
-            rank=self.ranks.rank, world=self.ranks.world, masking=study.data.masking,
+            rank=self.ranks.rank, world=self.ranks.world, masking=study.data.masking, causal=study.causal,
         )  # fmt: skip
-        in_time = study.limit.unit is Unit.GPU_SECOND
-        clock = DeviceClock(self.ranks, cuda=has_cuda(), every=1 if in_time else TIME_POSTING_STEPS)
-        ledger = arm.ledger(path=folder / "ledger.jsonl" if self.ranks.is_main else None)
+        ledger = ledger or arm.ledger(path=folder / "ledger.jsonl" if self.ranks.is_main else None)
+        measured = measured or bare(self.ranks, unit=ledger.budget.unit)
         trial = Trial(
             directory=folder, trainee=trainee, groups=groups, engine=engine, teacher=self.teacher(arm, plan), stream=stream,
-            corpus=setting.corpus, ledger=ledger, meters=[*arm.analytic_meters(plan), clock], clock=clock,
+            corpus=setting.corpus, ledger=ledger, meters=[*arm.analytic_meters(plan), measured], measured=measured,
             schedule=study.schedule, peak_lr=study.optimizer.lr, ranks=self.ranks, watcher=self.tell,
             identity=environment.trial_identity(self.identity, arm, seed, engine.facts()), allowed=self.allowed,
             overrides=list(self.overrides),
             curve_points=study.evaluation.curve_points, saves=study.checkpoints, stop_requested=stop,
-            pace=Pace(self.ranks, cuda=has_cuda()),
+            pace=Pace(self.ranks, cuda=has_cuda()), follow=self.follow, executed=executed,
         )  # fmt: skip
         if plan.trains_head:
-            trial.validate = self.validation(trial)
+            trial.validate = validation(trial, study=setting.study, corpus=setting.corpus, ranks=self.ranks)
         if study.evaluation.readout is not None and study.evaluation.readout.on_curve:
-            trial.snapshot = self.snapshots(trial)
+            trial.snapshot = snapshots(trial, ranks=self.ranks)
         return trial
+
+    def executed(self, trainee: Trainee, arm: ArmSetting) -> list[int]:
+        """FLOPs that student and objective execute in one global step, phase by phase."""
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        autocast = next((dtype for name, dtype in half.items() if name in self.setting.ds_config.precision), None)
+        shape = arm.teacher.shape if arm.teacher else None
+        trainee.to(device_of(self.ranks))
+        return [
+            executed_step_flop(trainee, shape, phase, arm.size, autocast=autocast)
+            for phase in range(len(trainee.plan.phases))
+        ]
 
     def teacher(self, arm: ArmSetting, plan: Any) -> Teacher | None:
         if arm.teacher is None or not plan.needs_teacher:
@@ -240,62 +312,3 @@ class Conductor:
             needs |= plan.teacher_needs(phase)
         teacher.cut(needs)
         return teacher
-
-    def validation(self, trial: Trial) -> Callable[[], dict[str, float]]:
-        """Own MLM loss on held-out blocks, each rank doing an equal share."""
-        study = self.setting.study
-        # Equal shares, or ZeRO-3 ranks would wait for each other's gathers for ever.
-        world = self.ranks.world
-        blocks = min(study.evaluation.mlm_blocks, len(self.setting.corpus.blocks("validation"))) // world * world
-        size = max(n for n in range(1, min(VALIDATION_BATCH, blocks // world) + 1) if blocks % (n * world) == 0)
-        batches = evaluation_batches(
-            self.setting.corpus, "validation", blocks=blocks, batch=size, masking=study.data.masking
-        )
-        mine = batches[self.ranks.rank :: world]
-
-        def validate() -> dict[str, float]:
-            sums = [0.0, 0.0, 0.0]
-            begun = time.monotonic()
-            flop = 0
-            for batch in mine:
-                batch = batch.to(trial.engine.device)
-                terms = trial.engine.evaluate(batch, Signals(), VALIDATION)
-                sums = [
-                    sums[0] + terms["loss"].item(),
-                    sums[1] + terms["hits"].item(),
-                    sums[2] + batch.labels_N.numel(),
-                ]
-                size = batch.input_ids_BT.shape
-                flop += VALIDATION_NEEDS.forward_flops(
-                    trial.trainee.shape, sequences=size[0], length=size[1], masked=batch.labels_N.numel()
-                )
-            loss, hits, count, flops, seconds = self.ranks.add([*sums, flop, time.monotonic() - begun])
-            trial.ledger.post(
-                [
-                    Charge(Account.EVALUATION, int(flops), Unit.FLOP),
-                    Charge(Account.EVALUATION, seconds, Unit.GPU_SECOND, "measured"),
-                ],
-                step=trial.progress.step,
-            )
-            return {"mlm_loss": loss / count, "mlm_accuracy": hits / count}
-
-        return validate
-
-    def snapshots(self, trial: Trial) -> Callable[[int, float], None]:
-        """Weights at each point of the curve, for read-outs made after training; removed once read."""
-
-        def snapshot(point: int, fraction: float) -> None:
-            weights = trial.engine.weights(trial.trainee.student)
-            if self.ranks.is_main:
-                folder = trial.directory / "snapshots"
-                folder.mkdir(exist_ok=True)
-                unique = {id(v.untyped_storage()): k for k, v in weights.items()}
-                save_file({k: weights[k] for k in unique.values()}, folder / f"{point}.safetensors")
-                place = {
-                    "step": trial.progress.step, "fraction": fraction, "spent": trial.ledger.spent,
-                    "seconds": trial.ledger.amount(Account.STUDENT_STEP, Unit.GPU_SECOND)
-                    + trial.ledger.amount(Account.TEACHER_FORWARD, Unit.GPU_SECOND),
-                }  # fmt: skip
-                write_json(folder / f"{point}.json", place)
-
-        return snapshot

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.budget import Account, Charge, Ledger
+from harness.budget import Charge, Ledger
 from harness.ds_config import DsConfig
 from harness.errors import ConfigError, DataError, TeacherError
 from harness.models.shapes import Shape
 from harness.study import ArmSpec, StudySpec
-from harness.units import Unit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from harness.data.choices import ChoiceData
     from harness.data.corpus import Corpus
+    from harness.data.glue_price import GluePlan
     from harness.data.probes import ProbeData
     from harness.meters.base import Meter
     from harness.models.teacher import TeacherInfo
@@ -67,20 +68,10 @@ class ArmSetting:
         return [FlopMeter(plan, student=self.shape, teacher=teacher, size=self.size), TokenMeter(self.size)]
 
     def upfront(self) -> list[Charge]:
-        """What an arm with a teacher owes for the teacher's training, known or not charged."""
-        if self.teacher is None:
-            return []
-        assert self.study.teacher is not None
-        flop = self.study.teacher.training_flop
-        flop = self.teacher.training_flop if flop is None else flop
-        if flop is None:
-            if Account.TEACHER_TRAINING in self.study.charged:
-                raise ConfigError(
-                    f"arm {self.arm.name}: TEACHER_TRAINING is charged", rule="nobody knows what this teacher's training cost",
-                    remedy="set teacher.training_flop, or do not charge it",
-                )  # fmt: skip
-            return []
-        return [Charge(Account.TEACHER_TRAINING, round(flop), Unit.FLOP)]
+        """What this arm owes before its first step, charged or only reported; see `harness.owed`."""
+        from harness.owed import upfront
+
+        return upfront(self.study, self.teacher, tuning=self.arm.tuning, arm=self.arm.name)
 
     def ledger(self, **kwargs: Any) -> Ledger:
         return Ledger(self.study.limit, charged=self.study.charged, **kwargs)
@@ -116,6 +107,61 @@ class Setting:
         }  # fmt: skip
 
     @cached_property
+    def choices(self) -> dict[str, ChoiceData]:
+        """Every multiple-choice probe the study asks for, by task; DataError where the corpus cannot make it."""
+        spec = self.study.evaluation.choices
+        if spec is None:
+            return {}
+        from harness.data.choices import build_choices
+
+        length = min(self.study.data.block_length, *(arm.shape.max_length for arm in self.arms.values()))
+        return {
+            task: build_choices(task, self.corpus, self.tokenizer, examples=spec.examples, max_length=length)
+            for task in spec.tasks
+        }
+
+    @cached_property
+    def glue(self) -> GluePlan | None:
+        """What the study fine-tunes on, priced and capped; ConfigError or DataError where that cannot be.
+
+        Lengths and prices are those of the arms' students, so that every arm gets the same tasks.
+        """
+        spec = self.study.evaluation.glue
+        if spec is None:
+            return None
+        from harness.data import glue_price
+
+        teachers = [arm.teacher.shape for arm in self.arms.values() if arm.teacher is not None]
+        found = glue_price.prepare(
+            spec, self.tokenizer, tokenizer_fingerprint=self.tokenizer_fingerprint,
+            shapes=list(dict.fromkeys(arm.shape for arm in self.arms.values())),
+            others=teachers if "teacher" in spec.references else [],
+        )  # fmt: skip
+        main = self.study.evaluation.main
+        if main.removeprefix("glue.") in found.dropped:
+            raise ConfigError(
+                f"evaluation.main {main}", rule=f"its task does not fit under evaluation.glue.max_flop {spec.max_flop}",
+                remedy="raise the cap, or decide by another score",
+            )  # fmt: skip
+        return found
+
+    @property
+    def predicted_per_block(self) -> int:
+        """Masked positions, or next tokens, of every block: a constant, so that every step costs the same."""
+        from harness.data.next_token import predicted_count
+
+        length = self.study.data.block_length
+        return predicted_count(length) if self.study.causal else self.study.data.masking.count(length)
+
+    @property
+    def readout_blocks(self) -> int:
+        """Train blocks that the read-out learns from: no more than hold all the positions its steps take."""
+        spec = self.study.evaluation.readout
+        assert spec is not None
+        needed = -(-spec.steps * spec.positions // self.predicted_per_block)
+        return min(spec.blocks, needed) if self.study.causal else spec.blocks
+
+    @cached_property
     def vocab(self) -> int:
         return len(self.tokenizer)
 
@@ -134,7 +180,7 @@ class Setting:
             study.student, vocab=self.vocab, special=self.special, block_length=study.data.block_length
         )
         length = study.data.block_length
-        masked = study.batch.sequences * study.data.masking.count(length)
+        masked = study.batch.sequences * self.predicted_per_block
         setting = ArmSetting(
             arm=arm, study=study, config=config, shape=shape_of(config.to_dict()),
             teacher=self.teacher(study), size=StepSize(study.batch.sequences, length, masked),
@@ -174,9 +220,14 @@ class Setting:
         if study.teacher is None:
             return None
         from harness.data.tokenizer import load_tokenizer
+        from harness.models.student import MIN_POSITIONS, student_shape
         from harness.models.teacher import inspect, resolve
+        from harness.objectives.base import opposite_teacher
 
         info = inspect(study.teacher.path)
+        if info.shape.causal != study.causal:
+            student = student_shape(study.student, vocab=self.vocab, special=self.special, block_length=MIN_POSITIONS)
+            raise opposite_teacher(student, info.shape, name=info.path)
         try:
             _, fingerprint = load_tokenizer(str(resolve(study.teacher.path)))
         except DataError as error:
@@ -214,15 +265,10 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
         ConfigError, DataError, TeacherError: as their names say; nothing has been spent.
     """
     from harness.data.corpus import prepare as prepare_corpus
+    from harness.data.text_bytes import check as check_offsets
     from harness.data.tokenizer import load_tokenizer, special_ids
     from harness.objectives.composition import parse
 
-    if study.limit.unit not in (Unit.FLOP, Unit.TOKEN, Unit.GPU_SECOND):
-        raise ConfigError(
-            f"budget {study.budget!r}",
-            rule=f"nothing here cuts arms in {study.limit.unit}s",
-            remedy="use flop, tokens or gpu-hours",
-        )
     for arm in study.arms:
         parse(arm.objective)
     tokenizer, fingerprint = load_tokenizer(study.data.tokenizer)
@@ -232,5 +278,7 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, corpus=corpus, world=world,
         special={"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask},
     )  # fmt: skip
-    _ = setting.arms, setting.probes
+    if study.causal:
+        check_offsets(tokenizer, study.data.tokenizer)
+    _ = setting.arms, setting.probes, setting.choices, setting.glue
     return setting

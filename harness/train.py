@@ -22,7 +22,7 @@ from harness.data.stream import Batch, SampleStream, prefetched
 from harness.engine import Engine
 from harness.errors import ConfigError, NumericError, Preempted
 from harness.meters.base import Meter
-from harness.meters.device_time import DeviceClock
+from harness.meters.measured import Measured
 from harness.meters.pace import Pace, extend
 from harness.models.signals import Signals
 from harness.models.teacher import Teacher
@@ -68,6 +68,8 @@ class Progress:
     metric_rows: int = 0
     seconds: float = 0.0
     stragglers: list[dict[str, Any]] = field(default_factory=list)
+    energy: dict[str, Any] = field(default_factory=dict)
+    steps_by_phase: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Trial:
     corpus: Corpus
     ledger: Ledger
     meters: list[Meter]
-    clock: DeviceClock
+    measured: Measured
     schedule: ScheduleSpec
     peak_lr: float
     ranks: Ranks
@@ -94,7 +96,8 @@ class Trial:
     watcher: Watcher | None = None
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
-    saving_s: float = 0.0
+    follow: Callable[[dict[str, Any]], None] | None = None
+    executed: list[int] | None = None
     pace: Pace | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     allowed: frozenset[str] = frozenset()
@@ -109,6 +112,8 @@ class Trial:
             NumericError: too many steps in a row had non-finite gradients.
             Preempted: a signal asked to stop; a checkpoint was saved.
         """
+        self.measured.begin()
+        self._post_measured()
         started = time.monotonic() - self.progress.seconds
         logged_at, tokens_before = time.monotonic(), self.progress.step
         batches = prefetched(self.stream, self.progress.step, self.engine.device)
@@ -133,6 +138,7 @@ class Trial:
                 terms = self._step(next(batches), phase)
                 self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)
                 self.progress.step += 1
+                self.progress.steps_by_phase[str(phase)] = self.progress.steps_by_phase.get(str(phase), 0) + 1
                 self._give_up_if_diverged()
                 self._find_straggler()
                 loss_sum += terms["total"].detach()
@@ -159,15 +165,14 @@ class Trial:
         finally:
             batches.close()
         if self.progress.step == 0:
+            before, unit = self.ledger.spent, self.ledger.budget.unit
             raise ConfigError(
                 f"budget {self.ledger.budget}",
-                rule=f"one step costs {self.ledger.price(expected)} {self.ledger.budget.unit}",
+                rule=f"one step costs {self.ledger.price(expected)} {unit}, and {before:.4g} went before the first",
                 remedy="raise the budget",
             )
-        self.ledger.post(self.clock.flush(), step=self.progress.step)
-        (saving,) = self.ranks.add([self.saving_s])
-        if saving:
-            self.ledger.post([Charge(Account.CHECKPOINT, saving, Unit.GPU_SECOND, "measured")], step=self.progress.step)
+        self.measured.energy.settle()
+        self._post_measured()
         self.progress.seconds = time.monotonic() - started
         self.ledger.sync()
         return self.progress
@@ -181,9 +186,9 @@ class Trial:
             self._pace(start=True)
             signals = Signals()
             if self.teacher is not None and needs:
-                with self.clock.span(Account.TEACHER_FORWARD):
+                with self.measured.span(Account.TEACHER_FORWARD):
                     signals = self.teacher(batch, needs)
-            with self.clock.span(Account.STUDENT_STEP):
+            with self.measured.span(Account.STUDENT_STEP):
                 terms = self.engine(batch, signals, phase)
                 self._pace(start=False)
                 self.engine.backward(terms["total"])
@@ -232,22 +237,33 @@ class Trial:
 
     def _record(self, row: dict[str, Any]) -> None:
         place = {"step": self.progress.step, "fraction": self.ledger.fraction_spent, "spent": self.ledger.spent}
+        # The other currency of every point: measured amounts are those posted so far.
+        place |= {"flop": self.ledger.charged_in(Unit.FLOP), "device_seconds": self.ledger.charged_in(Unit.GPU_SECOND)}
+        row = {**place, "seconds": round(self.progress.seconds, 3), **row}
         self.progress.metric_rows += 1
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**place, "seconds": round(self.progress.seconds, 3), **row}) + "\n")
+            file.write(json.dumps(row) + "\n")
+        if self.follow is not None:
+            self.follow(row)
+
+    def _post_measured(self) -> None:
+        """Post what was measured since the last posting: at the ends of spans that differ in account."""
+        if charges := self.measured.flush():
+            self.ledger.post(charges, step=self.progress.step)
 
     def _milestones(self, fraction: float) -> None:
         """Validation and checkpoints at fixed fractions of the budget, the same for every arm."""
         if self.progress.curve < self.curve_points and fraction >= (self.progress.curve + 1) / (self.curve_points + 1):
             self.progress.curve += 1
-            if self.validate is not None:
-                scores = self.validate()
-                if self.ranks.is_main:
-                    self._record(scores)
-                else:
-                    self.progress.metric_rows += 1
-            if self.snapshot is not None:
-                self.snapshot(self.progress.curve, fraction)
+            with self.measured.stage(Account.EVALUATION):
+                scores = self.validate() if self.validate is not None else {}
+                if self.snapshot is not None:
+                    self.snapshot(self.progress.curve, fraction)
+            self._post_measured()
+            if scores and self.ranks.is_main:
+                self._record(scores)
+            elif scores:
+                self.progress.metric_rows += 1
         if self.progress.saves < self.saves and fraction >= (self.progress.saves + 1) / (self.saves + 1):
             self.progress.saves += 1
             self._save()
@@ -255,8 +271,8 @@ class Trial:
     # -- checkpoints -------------------------------------------------------------------------------
     def _save(self) -> None:
         watchdog.beat(f"the checkpoint of step {self.progress.step}", patience=SAVING_PATIENCE)
-        self.ledger.post(self.clock.flush(), step=self.progress.step)
-        begun = time.monotonic()
+        self._post_measured()
+        self.progress.energy = self.measured.energy.tally.state()
         state = {
             "ledger": self.ledger.state(), "progress": vars(self.progress), "identity": self.identity,
             "overrides": self.overrides,
@@ -266,11 +282,12 @@ class Trial:
             self.ledger.sync()
             resume.write(folder, engine=self.engine, ranks=self.ranks)
 
-        checkpoint.save(
-            self.directory / "checkpoints", step=self.progress.step, state=state, ranks=self.ranks, write=write
-        )
-        # Posted when the run ends: a line after the state just saved would read as lost work on a resume.
-        self.saving_s += time.monotonic() - begun
+        with self.measured.stage(Account.CHECKPOINT):
+            checkpoint.save(
+                self.directory / "checkpoints", step=self.progress.step, state=state, ranks=self.ranks, write=write
+            )
+        # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.restore).
+        self._post_measured()
 
     def resume(self) -> bool:
         """Continue from the newest intact checkpoint; False when there is none to continue from.
@@ -291,6 +308,7 @@ class Trial:
         resume.read(folder, engine=self.engine, ranks=self.ranks, written_by=then["world_size"]["ranks"])
         lost = self.ledger.restore(resume.rebased(state["ledger"], self.ledger) if changed else state["ledger"])
         self.progress = Progress(**state["progress"])
+        self.measured.energy.tally.restore(self.progress.energy)
         self._post_lost(lost)
         metrics = self.directory / "metrics.jsonl"
         if self.ranks.is_main and metrics.exists():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from harness.budget import Account
+from harness.meters.efficiency import Denominator, efficiency
 from harness.models.teacher import weights_fingerprint
+from harness.owed import known_cost, teacher_training
 from harness.units import Unit
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
     """What is known of a trial when its training ends; evaluation adds scores."""
     ledger, steps = trial.ledger, trial.progress.step
     phase = trial.trainee.plan.phase_at(ledger.fraction_spent)
-    expected = [charge for meter in trial.meters for charge in meter.next_step(phase)]
+    price = ledger.price(charge for meter in trial.meters for charge in meter.next_step(phase))
     busy = (Account.STUDENT_STEP, Account.TEACHER_FORWARD)
     plan = trial.trainee.plan
     kept = plan.trained_layers(arm.shape) if arm.study.student.untrained_top == "drop" else arm.shape.layers
@@ -46,10 +49,19 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "epochs_by_source": trial.stream.epochs(steps),
         "charged": ledger.spent,
         "unspent": ledger.remaining,
-        "step_price": ledger.price(expected),
+        "step_price": price if math.isfinite(price) else None,
         "seconds": sum(ledger.amount(account, Unit.GPU_SECOND) for account in busy),
         "wall_seconds": trial.progress.seconds,
         "accounts": ledger.accounts(),
+        "budget_unit": ledger.budget.unit.value,
+        "charged_in": {unit.value: amount for unit in Unit if (amount := ledger.charged_in(unit))},
+        **flop_facts(trial),
+        "teacher_training": []
+        if arm.teacher is None
+        else [
+            teacher_training(arm.study, arm.teacher, unit).record()
+            for unit in dict.fromkeys((Unit.FLOP, arm.study.limit.unit))
+        ],
         "scores": {},
         "warnings": [*departures(arm, plan, kept, voucher), *slow_ranks(trial)],
         "head_trained": trial.trainee.plan.trains_head,
@@ -66,13 +78,36 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
     }
 
 
+STEPS = (Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE)
+
+
+def flop_facts(trial: Trial) -> dict[str, Any]:
+    """Algorithmic and executed FLOPs of all steps; executed is None where it was not counted."""
+    ledger, progress = trial.ledger, trial.progress
+    algorithmic = sum(ledger.amount(account, Unit.FLOP) for account in STEPS)
+    executed = None
+    if trial.executed is not None:
+        steps = {int(phase): count for phase, count in progress.steps_by_phase.items()}
+        student = sum(trial.executed[phase] * count for phase, count in steps.items())
+        executed = student + ledger.amount(Account.TEACHER_FORWARD, Unit.FLOP)
+    return {"algorithmic_flop": algorithmic, "executed_flop": executed}
+
+
+def efficiency_record(record: dict[str, Any], of: Denominator) -> dict[str, Any]:
+    """MFU and HFU over the device time of all steps."""
+    return efficiency(
+        algorithmic_flop=record["algorithmic_flop"], executed_flop=record["executed_flop"], device_s=record["seconds"],
+        of=of,
+    )  # fmt: skip
+
+
 def teacher_facts(arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | None:
     """Who taught this arm, on what it was itself trained, and how it compared before step 1."""
     if arm.teacher is None or arm.study.teacher is None:
         return None
     return {
         **arm.study.teacher.model_dump(mode="json"),
-        "training_flop": next((c.amount for c in arm.upfront()), None),
+        "training_flop": known_cost(arm.study, arm.teacher, Unit.FLOP),
         "weights": weights_fingerprint(arm.teacher.path),
         "corpus": arm.teacher.provenance.get("corpus"),
         "before_training": None if voucher is None else vars(voucher),
@@ -101,7 +136,8 @@ def departures(arm: ArmSetting, plan: Plan, kept: int, voucher: Voucher | None) 
         )
     if voucher is not None and voucher.worse:
         found.append(
-            f"its teacher is worse than the untrained student (MLM loss {voucher.teacher_loss:.3f} against "
+            f"its teacher is worse than the untrained student ({'next-token' if arm.shape.causal else 'MLM'} loss "
+            f"{voucher.teacher_loss:.3f} against "
             f"{voucher.student_loss:.3f}), allowed by teacher.allow_worse"
         )
     if voucher is not None and voucher.weak:

@@ -19,6 +19,8 @@ Backend = Literal["auto", "triton", "eager", "reference"]
 # A study says once what its kernels are (`prefer`); what then ran is kept for its record (`choices`).
 _preferred: Backend = "auto"
 _ran: dict[str, set[str]] = {}
+# Products made by kernels of ours, which no counter of PyTorch's operators sees.
+_flop: dict[str, int] = {}
 
 # tl.dot's tiles are at least 16 wide, and beyond 256 numbers per head a tile no longer fits on the chip.
 MAX_HEAD_SIZE = 256
@@ -55,6 +57,16 @@ def ran(op: str, choice: Choice) -> Choice:
     """Note that `op` runs by this choice, and return it."""
     _ran.setdefault(op, set()).add(str(choice))
     return choice
+
+
+def register_flop(op: str, amount: int) -> None:
+    """Tell that `op` executes this many FLOPs outside PyTorch's operators, recomputation included."""
+    _flop[op] = _flop.get(op, 0) + amount
+
+
+def registered_flop() -> int:
+    """All that was registered in this process so far."""
+    return sum(_flop.values())
 
 
 def choose(backend: Backend, tensor: Tensor, *, refusal: str | None = None) -> Choice:

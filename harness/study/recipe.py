@@ -8,6 +8,7 @@ from pydantic import Field
 
 from harness.study.spec import Fraction, Positive, Spec
 
+
 class OptimizerSpec(Spec):
     """AdamW; weight decay touches matrices only, never biases and norms; `clip` bounds the global gradient norm."""
 
