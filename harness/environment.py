@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,8 +95,28 @@ def trial_identity(
     }
 
 
-def record(setting: Setting, ranks: Ranks, *, command: str, resolved_engine: dict[str, Any] | None) -> dict[str, Any]:
-    """The environment block of a run record."""
+def topology(ranks: Ranks) -> list[dict[str, Any]]:
+    """Where every rank runs, in the order of ranks: host, local rank, device; ranks call it together."""
+    here = hardware.describe()
+    gpus = here["gpus"]
+    device = gpus[min(ranks.local_rank, len(gpus) - 1)] if gpus else here["cpu"]
+    return ranks.gather(
+        {
+            "rank": ranks.rank, "host": socket.gethostname(), "local_rank": ranks.local_rank, "device": device,
+            "cores": here["cores"], "threads": here["threads_per_rank"],
+        }
+    )  # fmt: skip
+
+
+def record(
+    setting: Setting,
+    ranks: Ranks,
+    *,
+    command: str,
+    resolved_engine: dict[str, Any] | None,
+    places: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The environment block of a run record; `places` is what `topology` found."""
     teachers = {
         name: {"path": arm.teacher.path, "provenance": arm.teacher.provenance}
         for name, arm in setting.arms.items()
@@ -108,6 +129,8 @@ def record(setting: Setting, ranks: Ranks, *, command: str, resolved_engine: dic
         "git_commit": commit(),
         "command": command,
         "world_size": ranks.world,
+        "hosts": sorted({place["host"] for place in places}),
+        "ranks": places,
         "precision": setting.ds_config.precision,
         "ds_config": {"path": setting.ds_config.path, "resolved": resolved_engine},
         "data": setting.corpus.describe(),

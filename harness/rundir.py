@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +27,7 @@ IDENTITY = "identity.json"
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically: a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # a process number is one machine's
     try:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
@@ -149,6 +150,11 @@ class RunDirectory:
         self._lock.release()
 
     # -- contents ----------------------------------------------------------------------------------
+    @property
+    def signs(self) -> Path:
+        """Where the ranks of this run leave their signs of life."""
+        return self.root
+
     def trial(self, arm: str, seed: int) -> Path:
         return self.root / "arms" / arm / f"seed-{seed}"
 

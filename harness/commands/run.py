@@ -20,15 +20,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="where results go (default runs/<study>/<time>)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run in --out")
     parser.add_argument(
-        "--allow",
-        metavar="KIND,KIND",
-        help=f"go on although this differs from what --out holds: {', '.join(KINDS)}; the report says so",
+        "--auto-resume",
+        action="store_true",
+        help="for schedulers: begin a run in --out, or continue the one that is there",
     )
     parser.add_argument(
         "--hang-timeout",
         type=float,
         metavar="SECONDS",
         help="leave, resumable, when no rank has moved for this long (default 600; 0 never)",
+    )
+    parser.add_argument(
+        "--allow",
+        metavar="KIND,KIND",
+        help=f"go on although this differs from what --out holds: {', '.join(KINDS)}; the report says so",
     )
 
 
@@ -40,14 +45,15 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     from harness.engine import check, connect
 
-    if options.resume and not options.out:
+    if (options.resume or options.auto_resume) and not options.out:
         raise ConfigError(
             "--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR"
         )
     ranks = connect()
     from harness.conduct import Conductor
     from harness.progress import reporter
-    from harness.rundir import RunDirectory
+    from harness.jobs import WHOLE, JobRecord, open_alone
+    from harness.rundir import STUDY, RunDirectory
     from harness.setting import prepare
 
     tell = reporter(is_main=ranks.is_main, json=options.json)
@@ -57,14 +63,17 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     # Everything is checked before the directory is made, by every rank alike.
     setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
     directory = RunDirectory(Path(out))
-    merged = ranks.on_main(lambda: directory.open(study, resume=options.resume, allowed=allowed))
+    resuming = options.resume or (options.auto_resume and ranks.share((Path(out) / STUDY).exists()))
+    merged = ranks.on_main(lambda: open_alone(directory, study, resume=resuming, allowed=allowed))
     if merged != study:
         setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
+    record = JobRecord(directory.root, WHOLE)
     if ranks.is_main:
         directory.status("running")
+        record.begin(world=ranks.world)
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     conductor = Conductor(
-        setting, directory, ranks, tell, command=command, resume=options.resume, allowed=allowed
+        setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed
     )  # fmt: skip
     if options.hang_timeout is not None:
         conductor.hang_timeout_s = options.hang_timeout
@@ -72,12 +81,15 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         conductor.run()
         if ranks.is_main:
             directory.status("done")
+            record.end("done")
             show_report(directory.root, as_json=options.json)
     except BaseException as error:
         if ranks.is_main:
             code = error.exit_code if isinstance(error, IsoBudgetError) else 1
             asked_to_stop = isinstance(error, Preempted | KeyboardInterrupt)
-            directory.status("interrupted" if asked_to_stop else "failed", exit_code=code, message=str(error))
+            state = "interrupted" if asked_to_stop else "failed"
+            directory.status(state, exit_code=code, message=str(error))
+            record.end(state, exit_code=code, message=str(error))
         raise
     finally:
         if ranks.is_main:

@@ -61,6 +61,11 @@ class Corpus:
         return tuple(self._parts)
 
     @property
+    def folders(self) -> dict[str, Path]:
+        """{source: its folder in the cache}."""
+        return {label: part.folder for label, part in self._parts.items()}
+
+    @property
     def weights(self) -> dict[str, float]:
         """{source: its share of the training samples}; sums to 1."""
         whole = sum(p.weight for p in self._parts.values())

@@ -1,0 +1,104 @@
+"""`job`: one piece of a study, in a directory that other jobs work in at the same time."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.commands._report import show_report
+from harness.commands._study import default_engine, inputs, study_flags
+from harness.errors import IsoBudgetError, Preempted
+
+if TYPE_CHECKING:
+    from harness.rundir import RunDirectory
+    from harness.study import StudySpec
+
+HELP = "do one piece of a study in a directory that other jobs share: train a trial, evaluate it, or gather the report"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("work", metavar="WORK", help="ARM:SEED, control:ARM:SEED, evaluation:ARM:SEED, or report")
+    study_flags(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="the study's directory, the same for all jobs")
+
+
+def execute(options: argparse.Namespace, given: list[str]) -> int:
+    """Begin the work or continue it; a second call after its end changes nothing."""
+    study, ds_config = inputs(options)
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from harness.engine import check, connect
+    from harness.jobs import JobDirectory, JobRecord, Work, open_alone
+    from harness.rundir import RunDirectory
+
+    work = Work.parse(options.work, study)
+    ranks = connect()
+    from harness.progress import reporter
+    from harness.setting import prepare
+    from harness.stopping import StopFlag
+
+    tell = reporter(is_main=ranks.is_main, json=options.json)
+    ds_config = ds_config or default_engine()
+    check(ds_config, sequences=study.batch.sequences, world=ranks.world)
+    setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
+    whole = work.kind == "report"
+    directory = RunDirectory(Path(options.out)) if whole else JobDirectory(Path(options.out), [work])
+    merged = ranks.on_main(
+        lambda: open_alone(directory, study, resume=True) if whole else directory.open(study, resume=True)
+    )
+    if merged != study:
+        setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
+    record = JobRecord(directory.root, work.name)
+    if ranks.is_main:
+        record.begin(world=ranks.world)
+    command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
+    try:
+        if work.kind in ("train", "control"):
+            from harness.conduct import Conductor
+
+            trial = (work.arm, work.seed)
+            conductor = Conductor(setting, directory, ranks, tell, command=command, resume=True)
+            conductor.run([trial] if work.kind == "train" else [], [trial] if work.kind == "control" else [])
+        else:
+            from harness.evaluate.suite import Suite
+
+            with StopFlag(ranks) as stop:
+                suite = Suite(setting, directory, ranks, tell, stop)
+                suite.run(None if whole else (work.arm, work.seed))
+        code = ranks.on_main(lambda: gather(directory, merged, as_json=options.json)) if whole else 0
+        if ranks.is_main:
+            record.end("done" if code == 0 else "failed", exit_code=code)
+    except BaseException as error:
+        if ranks.is_main:
+            code = error.exit_code if isinstance(error, IsoBudgetError) else 1
+            stopped = isinstance(error, Preempted | KeyboardInterrupt)
+            record.end("interrupted" if stopped else "failed", exit_code=code, message=str(error))
+        raise
+    finally:
+        if ranks.is_main:
+            directory.close()
+    ranks.barrier()
+    return code
+
+
+def gather(directory: RunDirectory, study: StudySpec, *, as_json: bool) -> int:
+    """Write the report, and say in status.json how the study as a whole ended; returns its exit code.
+
+    An unfinished trial does not keep the others from being reported; its own exit code becomes the study's.
+    """
+    from harness.jobs import JobRecord, Work
+
+    trials = [Work("train", arm.name, seed) for arm in study.arms for seed in study.seeds]
+    missing = [w for w in trials if (directory.record(w.arm, w.seed) or {}).get("state") != "done"]
+    codes = [a[-1].get("exit_code", 1) for w in missing if (a := JobRecord(directory.root, w.name).attempts())]
+    code = max(codes, default=1) or 1 if missing else 0
+    if missing:
+        names = ", ".join(f"{w.arm} seed {w.seed}" for w in missing)
+        directory.status("failed", exit_code=code, message=f"{len(missing)} of {len(trials)} runs unfinished: {names}")
+    else:
+        directory.status("done")
+    show_report(directory.root, as_json=as_json)
+    return code

@@ -1,0 +1,123 @@
+"""`submit`: a study as packed jobs of a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.commands._study import inputs, print_json, study_flags
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.study import StudySpec, TeacherSpec
+
+HELP = "write a study's jobs (teacher, cache, arms, evaluation, report), and hand them to Slurm where it is installed"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    study_flags(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="the study's directory on a shared file system (default runs/<study>/jobs)"
+    )
+    parser.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="GPUs, and ranks, that train one run")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of one node (default 8)")
+    parser.add_argument("--cpu", action="store_true", help="no GPUs: the two numbers above count processes")
+    parser.add_argument("--nodes", type=int, metavar="N", help="use at most so many nodes at once")
+    parser.add_argument("--partition", metavar="NAME", help="Slurm's partition")
+    parser.add_argument("--account", metavar="NAME", help="Slurm's account")
+    parser.add_argument(
+        "--time", metavar="HH:MM:SS", help="time limit of each job; what is unfinished then is requeued"
+    )
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="one more option, as --sbatch=--constraint=h100"
+    )
+    parser.add_argument(
+        "--teacher-study", metavar="NAME|FILE.yaml", help="first train the teacher by this study of one arm"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="write the jobs, submit nothing")
+    how.add_argument("--local", action="store_true", help="run the jobs here, one after another")
+
+
+def execute(options: argparse.Namespace, given: list[str]) -> int:
+    study, ds_config = inputs(options)
+    import shutil
+
+    from harness.rundir import STUDY, RunDirectory
+    from harness.submit import execute as execution
+    from harness.submit.graph import Machines, build
+    from harness.submit.scripts import Queue, check_path, write
+
+    machines = Machines(options.gpus_per_run, options.gpus_per_node, gpus=not options.cpu, nodes=options.nodes)
+    queue = Queue(options.partition, options.account, options.time, options.sbatch)
+    out = check_path(Path(options.out or f"runs/{study.name}/jobs"), what="--out")
+    engine = None
+    if ds_config is not None:
+        engine = check_path(Path(ds_config.path or options.ds_config), what="--ds_config")
+        for arm in study.arms:  # a batch that does not divide is refused here, not by the first job
+            ds_config.micro_batch(sequences=study.for_arm(arm).batch.sequences, world=machines.gpus_per_run)
+    teacher = None
+    if options.teacher_study:
+        teacher = teacher_study(options.teacher_study, out)
+        study = study.model_copy(update={"teacher": with_path(study, teacher)})
+    directory = RunDirectory(Path(out))
+    # Jobs read the study from its directory: what is edited after submission changes nothing.
+    study = directory.open(study, resume=(Path(out) / STUDY).exists())
+    directory.close()
+    if teacher is not None:
+        write_study(teacher[0], Path(teacher[1]))
+    graph = build(study, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine, teacher=teacher)
+    scripts = write(graph, machines, queue)
+    if options.json:
+        print_json(graph.as_json())
+    else:
+        for stage in graph.stages:
+            waits = ", ".join(f"{name} {how}" for name, how in stage.needs.items()) or "nothing"
+            print(
+                f"{stage.name}: {len(stage.works)} × {stage.ranks} {'GPU' if stage.gpus else 'process'}, {stage.slots} at once per task, "
+                f"{stage.tasks} task{'s' if stage.tasks > 1 else ''}; waits for {waits}"
+            )
+        for name, reason in graph.left_out.items():
+            print(f"{name}: left out, {reason}")
+        print(f"jobs: {out}/jobs")
+
+    def tell(line: str) -> None:
+        if not options.json:
+            print(line, flush=True)
+
+    if options.local:
+        return execution.here(graph, scripts, tell=tell)
+    if not options.dry_run and shutil.which("sbatch"):
+        execution.to_slurm(graph, scripts, tell=tell)
+        tell(f"follow it: python launch.py status {out}")
+    elif not options.dry_run:
+        tell("no sbatch here: nothing was submitted; run with --local, or submit the files on a login node")
+    return 0
+
+
+def teacher_study(name: str, out: str) -> tuple[StudySpec, str, str]:
+    """The study that trains the teacher, the file the jobs will read it from, and its directory."""
+    from harness.study import load
+
+    return load(name), f"{out}/jobs/teacher.yaml", f"{out}/teacher"
+
+
+def with_path(study: StudySpec, teacher: tuple[StudySpec, str, str]) -> TeacherSpec:
+    """The study's teacher block, pointing at the student that the teacher's study will export."""
+    spec, _, folder = teacher
+    if study.teacher is None:
+        raise ConfigError(
+            "--teacher-study",
+            rule=f"study {study.name} has no teacher",
+            remedy="add a teacher block, or leave out the flag",
+        )
+    path = f"{folder}/arms/{spec.arms[0].name}/seed-{spec.seeds[0]}/student"
+    return study.teacher.model_copy(update={"path": path})
+
+
+def write_study(study: StudySpec, file: Path) -> None:
+    import yaml
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

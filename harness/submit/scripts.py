@@ -1,0 +1,130 @@
+"""Plain sbatch files of a graph's stages, readable and runnable without this program's help."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import harness
+from harness.errors import ConfigError
+from harness.hosts import check_name
+from harness.submit.graph import Graph, Machines, Stage
+
+_TIME = re.compile(r"[0-9]+(-[0-9]+)?(:[0-9]{2}){0,2}", re.ASCII)
+_PATH = re.compile(r"[A-Za-z0-9_@+=:,./-]+", re.ASCII)
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_@%+=:,./*&|()\[\]-]*)?", re.ASCII)
+# How long before the time limit Slurm warns: a save of a large model to a busy file system fits in.
+WARNING_S = 120
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Where the jobs wait: Slurm's words, checked because they become lines of a script."""
+
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    options: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for what, value in (("--partition", self.partition), ("--account", self.account)):
+            if value is not None:
+                check_name(value, what=what)
+        if self.time is not None and not _TIME.fullmatch(self.time):
+            raise ConfigError(
+                f"--time {self.time!r}",
+                rule="Slurm reads minutes, HH:MM:SS or D-HH:MM:SS",
+                remedy="for example 12:00:00",
+            )
+        for option in self.options:
+            if not _OPTION.fullmatch(option):
+                raise ConfigError(
+                    f"--sbatch {option!r}", rule="it is one of sbatch's long options without spaces",
+                    remedy="for example --sbatch=--constraint=h100",
+                )  # fmt: skip
+
+
+def check_path(path: Path, *, what: str) -> str:
+    """The absolute path, when it can stand in a script and in Slurm's file patterns.
+
+    Raises:
+        ConfigError: it holds a space, a quote, a percent sign or another character that means something there.
+    """
+    text = os.path.abspath(path)
+    if not _PATH.fullmatch(text):
+        raise ConfigError(
+            f"{what} {text!r}", rule="job scripts take paths of letters, digits and _ @ + = : , . / -",
+            remedy="choose a path without other characters",
+        )  # fmt: skip
+    return text
+
+
+def entry() -> list[str]:
+    """The words that start this program on another machine that shares this file system."""
+    script = Path(harness.__file__).resolve().parent.parent / "launch.py"
+    return [sys.executable, str(script)] if script.is_file() else [sys.executable, "-m", "harness"]
+
+
+def write(graph: Graph, machines: Machines, queue: Queue) -> dict[str, Path]:
+    """Write OUT/jobs/<stage>.sbatch and graph.json; returns the script of every stage."""
+    folder = Path(graph.out) / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    scripts = {stage.name: folder / f"{stage.name}.sbatch" for stage in graph.stages}
+    for stage in graph.stages:
+        scripts[stage.name].write_text(render(graph, stage, machines, queue), encoding="utf-8")
+        scripts[stage.name].chmod(0o755)
+    (folder / "graph.json").write_text(json.dumps(graph.as_json(), indent=1) + "\n", encoding="utf-8")
+    return scripts
+
+
+def render(graph: Graph, stage: Stage, machines: Machines, queue: Queue) -> str:
+    """One stage's script."""
+    logs = f"{graph.out}/jobs/logs"
+    gpus = machines.gpus_per_node if stage.gpus else 0
+    array = f"0-{stage.tasks - 1}" + (f"%{machines.tasks_at_once}" if machines.tasks_at_once else "")
+    options = [
+        f"--job-name={graph.study}-{stage.name}",
+        *([f"--array={array}"] if stage.tasks > 1 else []),
+        f"--nodes={stage.nodes}",
+        # Whole nodes, packed by this script: the scheduler need not know how small a run is.
+        *(["--exclusive"] if stage.name != "cache" else []),
+        *([f"--gpus-per-node={gpus}"] if gpus else []),
+        *([f"--partition={queue.partition}"] if queue.partition else []),
+        *([f"--account={queue.account}"] if queue.account else []),
+        *([f"--time={queue.time}"] if queue.time else []),
+        f"--signal=B:USR1@{WARNING_S}",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={logs}/{stage.name}-%{'A_%a' if stage.tasks > 1 else 'j'}.log",
+        *queue.options,
+    ]
+    works = " \\\n  ".join(shlex.quote(work) for work in stage.works)
+    names = " \\\n  ".join(shlex.quote(name) for name in stage.names)
+    waits = ", ".join(f"{name} ({how})" for name, how in stage.needs.items()) or "nothing"
+    head = [
+        "#!/usr/bin/env bash",
+        f"# Stage {stage.name} of study {graph.study}; waits for {waits}. Written by `submit`.",
+        "# Each task continues what it left and does nothing twice: submit it again whenever you like.",
+        f"# Without Slurm: bash {stage.name}.sbatch TASK, with TASK from 0 to {stage.tasks - 1}.",
+        *(f"#SBATCH {option}" for option in options),
+        "set -euo pipefail",
+        "",
+        f"entry=({shlex.join(entry())})",
+        "python=${entry[0]}",
+        f"verb={shlex.quote(stage.verb)}",
+        f"flags=({shlex.join(stage.flags)})",
+        f"directory={shlex.quote(os.getcwd())}",
+        f"out={shlex.quote(stage.out)}",
+        f"logs={shlex.quote(logs)}",
+        f"nodes={stage.nodes} ranks={stage.ranks} slots={stage.slots} gpus_per_node={gpus}",
+        f"works=({works})",
+        f"names=({names})",
+        "",
+    ]
+    body = (Path(__file__).parent / "task.sh").read_text(encoding="utf-8")
+    return "\n".join(head) + body

@@ -1,0 +1,90 @@
+task=${SLURM_ARRAY_TASK_ID:-${1:-0}}
+mkdir -p -- "$logs"
+cd -- "$directory"
+# Compute nodes often see no network, and asking for it takes minutes. The cache stage may still ask.
+[[ $verb == prefetch ]] || export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+cores=${SLURM_CPUS_ON_NODE:-$(nproc)}
+share=$((cores * nodes / (ranks * slots)))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
+# torchrun kills its ranks this long after it asked them to stop; a save takes longer than its 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
+# Runs that share a node need ports of their own; so do jobs that share one.
+port=$((20000 + (${SLURM_JOB_ID:-$$} * 16) % 20000))
+
+# Start one piece of work on this slot's processes and GPUs; becomes that process.
+start() { # SLOT WORK
+  local words=("${entry[@]}" "$verb")
+  [[ -z $2 ]] || words+=("$2")
+  words+=("${flags[@]}")
+  export MASTER_PORT=$((port + $1))
+  local visible=()
+  if [[ $gpus_per_node -gt 0 && $nodes -eq 1 ]]; then
+    visible=(env "CUDA_VISIBLE_DEVICES=$(seq -s , $(($1 * ranks)) $(($1 * ranks + ranks - 1)))")
+  fi
+  if [[ -n ${SLURM_JOB_ID:-} ]]; then
+    # --overlap, and GPUs chosen here: Slurm would give all memory of the job to the first step and hold the second.
+    # Set behind srun, because Slurm sets CUDA_VISIBLE_DEVICES for each task.
+    local step=(srun --overlap "--nodes=$nodes" "--ntasks=$ranks" "--ntasks-per-node=$((ranks / nodes))" --cpu-bind=none --wait=60)
+    [[ $gpus_per_node -eq 0 ]] || step+=("--gpus-per-node=$gpus_per_node" --gpu-bind=none)
+    exec "${step[@]}" ${visible[@]+"${visible[@]}"} "${words[@]}"
+  elif [[ $ranks -gt 1 ]]; then
+    exec ${visible[@]+"${visible[@]}"} "$python" -m torch.distributed.run --standalone "--nproc-per-node=$ranks" "${words[@]:1}"
+  else
+    exec ${visible[@]+"${visible[@]}"} "${words[@]}"
+  fi
+}
+
+pids=()
+ours=()
+for ((slot = 0; slot < slots; slot++)); do
+  index=$((task * slots + slot))
+  [[ $index -lt ${#works[@]} ]] || break
+  start "$slot" "${works[index]}" >>"$logs/${names[index]}.log" 2>&1 &
+  pids+=($!)
+  ours+=("$index")
+done
+
+# The warning before the time limit, or a preemption: every rank saves and leaves with 75. srun passes USR1 on to
+# its ranks; torchrun passes TERM on, and waits for them.
+warned=0
+# shellcheck disable=SC2317 # called by the trap
+forward() {
+  local signal=USR1 pid
+  warned=1
+  [[ -n ${SLURM_JOB_ID:-} || $ranks -eq 1 ]] || signal=TERM
+  for pid in "${pids[@]}"; do kill "-$signal" "$pid" 2>/dev/null || true; done
+}
+trap forward USR1 TERM INT
+
+worst=0
+again=0
+for position in "${!pids[@]}"; do
+  code=0
+  wait "${pids[position]}" || code=$?
+  while kill -0 "${pids[position]}" 2>/dev/null; do # a trapped signal ended `wait` early
+    code=0
+    wait "${pids[position]}" || code=$?
+  done
+  name=${names[${ours[position]}]}
+  if [[ $code -ne 0 && $verb == job ]]; then
+    # Launchers replace exit codes with their own; what the job recorded is the truth.
+    recorded=0
+    "${entry[@]}" status "$out" --exit-code --job "$name" || recorded=$?
+    code=$((recorded == 0 ? code : recorded))
+    # Warned before it was ready to answer, while it imported or found its data: nothing is lost, nothing recorded.
+    if [[ $warned -eq 1 && $recorded -eq 1 ]]; then code=75; fi
+  fi
+  echo "$name: exit code $code"
+  if [[ $code -eq 75 ]]; then again=1; elif [[ $code -gt $worst ]]; then worst=$code; fi
+done
+
+if [[ $again -eq 1 ]]; then
+  if [[ -n ${SLURM_JOB_ID:-} ]]; then
+    echo "preempted after saving; asking for another turn (restart ${SLURM_RESTART_COUNT:-0})"
+    id=$SLURM_JOB_ID
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$task
+    scontrol requeue "$id"
+  fi
+  exit 75
+fi
+exit "$worst"

@@ -1,0 +1,30 @@
+# shellcheck shell=bash
+# What every launch script shares; sourced, never run.
+
+# The repository: launch.py lies beside this folder. Ranks start there, on every machine.
+REPOSITORY=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# The same interpreter on every machine: an absolute path on a shared file system.
+PYTHON=${PYTHON:-$(command -v python3)}
+
+fail() {
+  printf '%s: %s\n' "${0##*/}" "$1" >&2
+  exit 2
+}
+
+# A whole number from 1 on, or the end of the script: such values end up in command lines.
+require_number() { # NAME VALUE
+  [[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || fail "$1 is '$2', which is no whole number above 0"
+}
+
+# Cores for each of N ranks on this machine. Launchers set nothing, or 1: with nothing, every rank takes
+# all cores and they crawl; with 1, tokenising and the CPU side of offloading leave most cores idle.
+threads_per_rank() { # N
+  local cores
+  cores=$(nproc)
+  echo $((cores >= $1 ? cores / $1 : 1))
+}
+
+# The exit code that the run itself recorded: launchers replace it with their own (75 becomes 1).
+recorded_exit_code() { # DIR
+  "$PYTHON" "$REPOSITORY/launch.py" status "$1" --exit-code
+}

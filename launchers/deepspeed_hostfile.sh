@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# DeepSpeed's launcher over the machines of a hostfile.
+#
+#   HOSTFILE=hostfile launchers/deepspeed_hostfile.sh --study my_study.yaml --out /shared/runs/mine --auto-resume
+#
+# HOSTFILE   one line `HOST slots=N` per machine (default ./hostfile)
+# LAUNCHER   pdsh (default; ssh without a password to every host), openmpi (DeepSpeed then calls mpirun), or
+#            slurm (inside an allocation; it calls srun)
+# ENV_FILE   KEY=VALUE lines to set on every machine (default none). pdsh drops the caller's environment, so PATH,
+#            OMP_NUM_THREADS, NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, HF_HOME and ISOBUDGET_CACHE belong there
+# SSH_PORT, MASTER_ADDR, MASTER_PORT   where sshd listens, and where rank 0 does
+#
+# The repository, PYTHON and --out must have the same path on every machine.
+set -euo pipefail
+# shellcheck source=launchers/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+HOSTFILE=${HOSTFILE:-hostfile}
+LAUNCHER=${LAUNCHER:-pdsh}
+ENV_FILE=${ENV_FILE:-}
+MASTER_PORT=${MASTER_PORT:-29500}
+
+case $LAUNCHER in pdsh | openmpi | slurm) ;; *) fail "LAUNCHER is '$LAUNCHER'; it must be pdsh, openmpi or slurm" ;; esac
+require_number MASTER_PORT "$MASTER_PORT"
+[[ -z ${SSH_PORT:-} ]] || require_number SSH_PORT "$SSH_PORT"
+[[ -z ${MASTER_ADDR:-} || $MASTER_ADDR =~ ^[A-Za-z0-9][A-Za-z0-9.:-]*$ ]] || fail "MASTER_ADDR is '$MASTER_ADDR', which is no host"
+
+HOSTFILE=$(realpath -- "$HOSTFILE")
+check=("$HOSTFILE")
+if [[ -n $ENV_FILE ]]; then
+  ENV_FILE=$(realpath -- "$ENV_FILE")
+  check+=(--env-file "$ENV_FILE")
+fi
+# Host names, the file's lines, some of our variables and every argument are pasted into a remote shell's
+# command line. Anything that shell could act on ends here, with exit code 2, before ssh is started.
+machines=$("$PYTHON" "$REPOSITORY/launch.py" hosts "${check[@]}" -- "$REPOSITORY" "$PYTHON" "$@")
+
+# Forwarded variables show in every machine's process list. Trackers read their secrets from files instead.
+unset MLFLOW_TRACKING_TOKEN MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_USERNAME
+
+arguments=(--hostfile "$HOSTFILE" --launcher "$LAUNCHER" --master_port "$MASTER_PORT")
+[[ -z ${SSH_PORT:-} ]] || arguments+=(--ssh_port "$SSH_PORT")
+[[ -z ${MASTER_ADDR:-} ]] || arguments+=(--master_addr "$MASTER_ADDR")
+# With a single line the launcher would start local processes, whatever the host is called.
+[[ $(wc -l <<<"$machines") -gt 1 ]] || arguments+=(--force_multi)
+if [[ $LAUNCHER == pdsh ]]; then
+  # The file is named absolutely, so that one lying in the home directory is not read unchecked.
+  export DS_ENV_FILE=${ENV_FILE:-/dev/null}
+else
+  export DS_ENV_FILE=${ENV_FILE:-/dev/null}
+  first=${machines%%$'\n'*}
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "${first##* }")}
+  export MASTER_ADDR=${MASTER_ADDR:-${first%% *}} MASTER_PORT
+fi
+
+cd -- "$REPOSITORY"
+exec "$PYTHON" -m deepspeed.launcher.runner "${arguments[@]}" launch.py "$@"

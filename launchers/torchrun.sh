@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# torchrun on one or more machines: c10d rendezvous, restarts after a crash.
+#
+# Start the same command on every machine, with NODE_RANK 0 … NODES-1:
+#
+#   NODES=2 NODE_RANK=0 MASTER_ADDR=node1 launchers/torchrun.sh --study my_study.yaml --out /shared/runs/mine
+#   NODES=2 NODE_RANK=1 MASTER_ADDR=node1 launchers/torchrun.sh --study my_study.yaml --out /shared/runs/mine
+#
+# NODES, RANKS_PER_NODE   machines, and ranks on each (default 1, and one per GPU)
+# NODE_RANK               this machine's number; 0 runs the rendezvous
+# MASTER_ADDR, MASTER_PORT   machine 0 as the others reach it
+# RUN_ID                  tells two runs on the same port apart
+# MAX_RESTARTS            restarts of all ranks after one crashed (default 3)
+#
+# --auto-resume is added: a restart continues from the newest intact checkpoint. SIGTERM to torchrun ends without a
+# restart; each rank gets SHUTDOWN_S seconds to save. Exits with the code that the run recorded, so 75 stays 75.
+set -euo pipefail
+# shellcheck source=launchers/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+NODES=${NODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
+MASTER_PORT=${MASTER_PORT:-29500}
+RUN_ID=${RUN_ID:-isobudget}
+MAX_RESTARTS=${MAX_RESTARTS:-3}
+if [[ -z ${RANKS_PER_NODE:-} ]]; then
+  RANKS_PER_NODE=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count() or 1)')
+fi
+
+require_number NODES "$NODES"
+require_number RANKS_PER_NODE "$RANKS_PER_NODE"
+require_number MASTER_PORT "$MASTER_PORT"
+[[ $NODE_RANK =~ ^[0-9]{1,5}$ && $NODE_RANK -lt $NODES ]] || fail "NODE_RANK is '$NODE_RANK'; it must be 0 … $((NODES - 1))"
+[[ $MAX_RESTARTS =~ ^[0-9]{1,3}$ ]] || fail "MAX_RESTARTS is '$MAX_RESTARTS', which is no whole number"
+[[ $MASTER_ADDR =~ ^[A-Za-z0-9][A-Za-z0-9.:-]*$ ]] || fail "MASTER_ADDR is '$MASTER_ADDR', which is no host"
+[[ $RUN_ID =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || fail "RUN_ID is '$RUN_ID'; letters, digits and _ . - only"
+
+out=
+previous=
+for argument in "$@"; do
+  [[ $previous == --out ]] && out=$argument
+  [[ $argument == --out=* ]] && out=${argument#--out=}
+  previous=$argument
+done
+[[ -n $out ]] || fail "give --out DIR: all machines write into one directory, and a restart must find it"
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "$RANKS_PER_NODE")}
+# torchrun kills ranks this long after it asked them to stop; a save of a large model takes longer than its 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SHUTDOWN_S:-300}
+
+# is_host is said outright: torchrun otherwise compares MASTER_ADDR with this machine's name, which on many
+# machines resolves to the loopback address, and then nobody opens the rendezvous.
+is_host=$((NODE_RANK == 0 ? 1 : 0))
+
+cd -- "$REPOSITORY"
+"$PYTHON" -m torch.distributed.run \
+  --nnodes "$NODES" --nproc-per-node "$RANKS_PER_NODE" --node-rank "$NODE_RANK" --max-restarts "$MAX_RESTARTS" \
+  --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id "$RUN_ID" --rdzv-conf "is_host=$is_host" \
+  launch.py "$@" --auto-resume &
+agent=$!
+# The agent passes SIGTERM to its ranks; a scheduler's USR1 warning takes the same way.
+warned=0
+trap 'warned=1; kill -TERM "$agent" 2>/dev/null' TERM USR1 INT
+code=0
+wait "$agent" || code=$?
+# A trapped signal ends `wait` early; the agent is still waiting for its ranks to save.
+while kill -0 "$agent" 2>/dev/null; do
+  code=0
+  wait "$agent" || code=$?
+done
+[[ $code -ne 0 ]] || exit 0
+recorded=0
+recorded_exit_code "$out" || recorded=$?
+# Warned while it was still starting, before it could record anything: nothing is lost, come again.
+[[ $warned -eq 0 || $recorded -ne 1 ]] || exit 75
+exit $((recorded == 0 ? code : recorded))
