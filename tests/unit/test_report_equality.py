@@ -1,0 +1,308 @@
+"""Laws of equality: the other currency is read from curves, controls split a difference, unequal costs are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.report import build_report
+from harness.report.analysis import Analysis, analyse
+from harness.report.currency import at_cost, curve
+from harness.report.ledger_path import POINTS, LedgerPath, read_path
+from harness.report.source import read
+from harness.units import Unit
+
+from .report_fakes import ARMS, edit_record, write_run, write_study
+
+DEVICES = {"hardware": {"devices": ["H200"]}, "world_size": {"ranks": 8}}
+
+
+def analysed(directory: Path) -> Analysis:
+    return analyse(read(directory))
+
+
+def change_rows(directory: Path, arm: str, change: Any) -> None:
+    for path in directory.glob(f"arms/{arm}/*/metrics.jsonl"):
+        rows = [change(json.loads(line)) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row))
+
+
+# -- the ledger's path -------------------------------------------------------------------------------
+
+
+def ledger(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_time_posted_now_and_then_is_a_straight_line_in_between(tmp_path: Path) -> None:
+    rows = [
+        {"step": i, "spent": 10 * (i + 1), "charges": [["STUDENT_STEP", 10, "flop", "analytic"]]}
+        | ({"charges": [["STUDENT_STEP", 10, "flop", "analytic"], ["STUDENT_STEP", 8.0, "gpu-second", "measured"]]} if i % 4 == 3 else {})
+        for i in range(8)
+    ]  # fmt: skip
+    path = read_path(ledger(tmp_path / "l", rows), ["STUDENT_STEP"])
+    assert path.total("gpu-second") == 16.0
+    assert path.amount("gpu-second", 40) == 8.0
+    assert path.amount("gpu-second", 60) == pytest.approx(12.0)
+    assert path.amount("gpu-second", 20) == pytest.approx(4.0)
+    assert path.amount("gpu-second", 10_000) == 16.0
+    assert path.amount("flop", 35) == pytest.approx(35)
+    assert path.amount("joule", 35) is None
+
+
+def test_accounts_that_are_not_charged_cost_nothing_here(tmp_path: Path) -> None:
+    rows = [
+        {"step": 0, "spent": 0, "charges": [["EVALUATION", 99.0, "gpu-second", "measured"]]},
+        {"step": 1, "spent": 5, "charges": [["STUDENT_STEP", 2.0, "gpu-second", "measured"]]},
+    ]
+    assert read_path(ledger(tmp_path / "l", rows), ["STUDENT_STEP"]).total("gpu-second") == 2.0
+
+
+@pytest.mark.parametrize(
+    "junk", [None, 1, "x", [], {"spent": "x"}, {"spent": 1, "charges": [1, None, ["A"], [1, "x", 2]]}]
+)
+def test_a_torn_ledger_is_read_as_far_as_it_goes(tmp_path: Path, junk: Any) -> None:
+    good = {"step": 1, "spent": 5, "charges": [["STUDENT_STEP", 2.0, "gpu-second", "measured"]]}
+    path = read_path(ledger(tmp_path / "l", [junk, good]), ["STUDENT_STEP"])
+    assert path.total("gpu-second") == 2.0
+    assert path.last == good
+    assert read_path(tmp_path / "none", ["STUDENT_STEP"]) == LedgerPath()
+
+
+def test_a_long_ledger_is_thinned_and_keeps_its_end(tmp_path: Path) -> None:
+    rows = [{"step": i, "spent": i + 1, "charges": [["STUDENT_STEP", 1, "flop", "analytic"]]} for i in range(5000)]
+    path = read_path(ledger(tmp_path / "l", rows), ["STUDENT_STEP"])
+    assert len(path.units["flop"]) == POINTS
+    assert path.total("flop") == 5000
+    assert path.amount("flop", 2345.5) == pytest.approx(2345.5)
+
+
+# -- the other currency ------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(-9, 9)), min_size=1, max_size=9), st.floats(0, 120))
+def test_a_score_read_from_a_curve_lies_between_its_neighbours(points: list[tuple[float, float]], cost: float) -> None:
+    points = sorted(dict(points).items())
+    value = at_cost(points, cost)
+    assert min(y for _, y in points) - 1e-9 <= value <= max(y for _, y in points) + 1e-9
+    assert all(at_cost(points, x) == pytest.approx(y) for x, y in points)
+
+
+def test_the_cheapest_arm_is_read_at_its_end_and_dearer_ones_earlier(tmp_path: Path) -> None:
+    analysis = analysed(write_study(tmp_path / "s", seeds=3))
+    (currency,) = analysis.currencies
+    assert (currency.unit, currency.metric, currency.flip) == ("gpu-second", "readout.loss", "no")
+    for seed in (1, 2, 3):
+        runs = {arm.name: next(r for r in arm.done if r.seed == seed) for arm in analysis.arms}
+        cheapest = min(runs, key=lambda name: runs[name].record["seconds"])
+        assert currency.scores[cheapest][seed] == runs[cheapest].scores["readout.loss"]
+        points = curve(analysis, runs["no_kd"], "readout.loss", Unit.GPU_SECOND)
+        cost = runs[cheapest].record["seconds"]
+        below, above = ([y for x, y in points if x <= cost][-1], next(y for x, y in points if x > cost))
+        assert min(below, above) <= currency.scores["no_kd"][seed] <= max(below, above)
+
+
+def test_a_verdict_that_turns_round_in_device_time_flips_and_the_page_says_so(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=5, arms=(ARMS[0], ARMS[2]))
+    report = build_report(directory)
+    (currency,) = report["verdict"]["currencies"]
+    assert report["verdict"]["better"] == "no_kd"  # at equal FLOPs, with twice the device time
+    assert currency["flip"] in ("no", "possible")
+
+    def slower(row: dict[str, Any]) -> dict[str, Any]:  # no_kd had learnt little by the time minilmv2 was done
+        if "readout_loss" in row and row["fraction"] < 0.9:
+            row["readout_loss"] += 0.8
+        return row
+
+    change_rows(directory, "no_kd", slower)
+    report = build_report(directory)
+    (currency,) = report["verdict"]["currencies"]
+    assert currency["flip"] == "yes"
+    assert currency["verdict"]["better"] == "minilmv2"
+    assert report["verdict"]["flips"] == ["gpu-second"]
+    assert currency["sentence"].startswith("The verdict flips in device time: minilmv2 beats no_kd")
+    assert '--budget "' in currency["sentence"]
+    assert "the verdict flips" in (directory / "report.html").read_text()
+    assert "**The verdict flips" in (directory / "report.md").read_text()
+
+
+def test_without_the_deciding_score_on_the_curve_another_stands_in_and_is_named(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, arms=ARMS[:3])
+
+    def without(row: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in row.items() if not k.startswith("readout_")}
+
+    for arm in ARMS[:3]:
+        change_rows(directory, arm.name, without)
+    (currency,) = analysed(directory).currencies
+    assert currency.metric == "mlm.loss"
+    assert "MLM loss stands in" in currency.basis
+    assert "nothing can be read for minilmv2" in currency.basis  # it never trained a head
+    assert "minilmv2" not in currency.scores
+
+
+def test_without_any_curve_only_what_costs_imply_is_said(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, arms=ARMS[:2])
+    for arm in ARMS[:2]:
+        change_rows(directory, arm.name, lambda row: row if "loss" in row else None)
+    (currency,) = analysed(directory).currencies
+    assert currency.metric is None
+    assert currency.flip == "possible"  # no_kd won with twice the device time
+    assert "readout.on_curve" in currency.sentence
+
+
+@pytest.mark.parametrize(("unit", "others"), [("flop", ["gpu-second"]), ("gpu-second", ["flop"])])
+def test_whatever_the_budget_the_verdict_is_told_in_flops_and_in_device_time(
+    tmp_path: Path, unit: str, others: list[str]
+) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, unit=unit)
+    for arm in ARMS:  # a real ledger, for the fakes' holds no charges
+        for folder in directory.glob(f"arms/{arm.name}/*"):
+            record = json.loads((folder / "record.json").read_text())
+            share, flop = record["step_price"], arm.student + arm.teacher + arm.extra
+            per = {"flop": flop, "gpu-second": record["seconds"] / record["steps"]}
+            rows = [
+                {"step": i, "spent": share * (i + 1), "charges": [["STUDENT_STEP", per[u], u, "x"] for u in per]}
+                for i in range(record["steps"])
+            ]
+            ledger(folder / "ledger.jsonl", rows)
+    analysis = analysed(directory)
+    assert [c.unit for c in analysis.currencies] == others
+    assert all(c.metric == "readout.loss" and c.verdict is not None for c in analysis.currencies)
+
+
+# -- the equal-tokens control ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["baseline", "arm"])
+def test_a_control_splits_the_difference_into_gain_and_price_and_is_no_contestant(tmp_path: Path, kind: str) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, arms=ARMS[:2])
+    without = build_report(directory)
+    base, arm = ARMS[0], ARMS[1]
+    tokens = {
+        a.name: json.loads((directory / f"arms/{a.name}/seed-1/record.json").read_text())["tokens"] for a in (base, arm)
+    }
+    of, like = (base, arm) if kind == "baseline" else (arm, base)
+    objective = of.objective if isinstance(of.objective, dict) else {"name": of.objective}
+    for seed in (1, 2, 3):
+        folder = write_run(directory, ARMS[3], seed)
+        target = directory / "arms" / "control" / f"seed-{seed}"
+        target.parent.mkdir(exist_ok=True)
+        folder.rename(target)
+        scores = {"readout.loss": 4.6 + 0.01 * seed}
+        control = {"kind": "equal_tokens", "of": of.name}
+        edit_record(
+            target, name="control", control=control, objective=objective, tokens=tokens[like.name], scores=scores
+        )
+    (directory / "arms" / "tinybert").rmdir()
+    report = build_report(directory)
+    assert {run["name"] for run in report["arms"]} == {base.name, arm.name}
+    assert report["verdict"]["sentence"] == without["verdict"]["sentence"]
+    assert len(report["controls"]) == 3
+    (split,) = report["control_splits"]
+    net, gain, price = (split[part]["mean_difference"] for part in ("net", "gain", "price"))
+    assert net == pytest.approx(gain + price)
+    assert split["tokens"] == tokens[like.name]
+    # The gain compares with equal tokens: soft_targets (4.97) against 4.6, or 4.6 against no_kd (4.22).
+    assert gain == pytest.approx(-0.36 if kind == "baseline" else -0.40, abs=0.08)
+    assert "Gain per token" in (directory / "report.md").read_text()
+
+
+# -- what equal cost really was ----------------------------------------------------------------------
+
+
+def test_a_measured_budget_spent_unequally_is_flagged_and_a_counted_one_never(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=2, arms=ARMS[:2], unit="gpu-second")
+    assert not any("did not cost the same" in w for w in build_report(directory)["warnings"])
+    for seed in (1, 2):
+        edit_record(directory / f"arms/soft_targets/seed-{seed}", charged=98.9)
+    report = build_report(directory)
+    (warning,) = [w for w in report["warnings"] if "did not cost the same" in w]
+    assert "no_kd took 1." in warning
+    counted = write_study(tmp_path / "f", seeds=2, arms=ARMS[:2])
+    edit_record(counted / "arms/soft_targets/seed-1", charged=9 * 10**12)
+    assert not any("did not cost the same" in w for w in build_report(counted)["warnings"])
+
+
+@pytest.mark.parametrize("unit", ["flop", "gpu-second"])
+def test_arms_on_unlike_hardware_are_not_compared_by_what_was_measured(tmp_path: Path, unit: str) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, arms=(ARMS[0], ARMS[3]), unit=unit)
+    for arm, device in (("no_kd", "H200"), ("tinybert", "A100")):
+        for seed in (1, 2, 3):
+            identity = {**DEVICES, "hardware": {"devices": [device]}}
+            edit_record(directory / f"arms/{arm}/seed-{seed}", identity=identity)
+    report = build_report(directory)
+    assert any("no_kd ran on H200 × 8 ranks and tinybert on A100" in w for w in report["warnings"])
+    (currency,) = report["verdict"]["currencies"]
+    if unit == "flop":
+        assert report["verdict"]["kind"] == "beats"  # counted: the same on any machine
+        assert currency["flip"] == "unknown"
+        assert "not comparable" in currency["sentence"]
+    else:
+        assert report["verdict"]["kind"] == "cannot tell"
+        assert "the same hardware" in report["verdict"]["sentence"]
+
+
+def test_seeds_may_move_together_to_another_machine(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=2, arms=ARMS[:2])
+    for arm in ("no_kd", "soft_targets"):
+        for seed, device in ((1, "H200"), (2, "A100")):
+            edit_record(directory / f"arms/{arm}/seed-{seed}", identity={**DEVICES, "hardware": {"devices": [device]}})
+    assert analysed(directory).unlike_hardware == ""
+
+
+# -- copied errors, overrides, energy, GLUE ----------------------------------------------------------
+
+
+def test_copied_errors_are_an_alarm_against_an_equally_large_baseline_only(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=2, arms=ARMS[:2])
+    for seed in (1, 2):
+        edit_record(directory / f"arms/no_kd/seed-{seed}", copied={"errors": 3000, "mlm": 0.15, "readout": 0.14})
+        edit_record(directory / f"arms/soft_targets/seed-{seed}", copied={"errors": 3000, "mlm": 0.35, "readout": 0.2})
+    (alarm,) = [a for a in build_report(directory)["alarms"] if a["kind"] == "copied_errors"]
+    assert alarm["arm"] == "soft_targets"
+    assert "35\u202f%" in alarm["text"]
+    for seed in (1, 2):
+        edit_record(directory / f"arms/soft_targets/seed-{seed}", parameters=3_000_000)
+    assert not [a for a in build_report(directory)["alarms"] if a["kind"] == "copied_errors"]
+
+
+def test_overrides_energy_and_glue_reach_every_form_of_the_report(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, arms=ARMS[:2])
+    override = {"kind": "code", "key": "torch", "was": "2.12", "now": "2.13"}
+    for arm, score in (("no_kd", 0.40), ("soft_targets", 0.30)):
+        for seed in (1, 2, 3):
+            by_seed = {"1": score + 0.01 * seed, "2": score + 0.02, "3": score - 0.013 * seed}
+            task = {"score": sum(by_seed.values()) / 3, "by_seed": by_seed, "lr": 5e-5, "batch": 32, "at_edge": True}
+            energy = {"joules": 1234.0, "source": "NVML counter", "coverage": 0.97, "uncertainty_j": 12.0}
+            folder = directory / f"arms/{arm}/seed-{seed}"
+            scores = json.loads((folder / "record.json").read_text())["scores"]
+            glue = {"tasks": {"cola": task}, "recipe": {"seeds": [1, 2, 3], "chosen_on": "a held-out part of train"}}
+            edit_record(
+                folder, glue=glue, energy=energy, overrides=[override], scores={**scores, "glue.cola": task["score"]}
+            )
+    report = build_report(directory)
+    (model,) = [m for m in report["mixed_models"] if m["metric"] == "glue.cola"]
+    assert (model["fine"], model["degrees"]) == (3, 2)
+    assert model["pairs"][0]["difference"] == pytest.approx(0.10)
+    html, text = (directory / "report.html").read_text(), (directory / "report.md").read_text()
+    for shown in (html, text):
+        assert "NVML counter" in shown
+        assert "Overrides" in shown
+        assert "2.13" in shown
+    assert "3 fine-tuning seeds in each run" in html
+    names = {path.stem for path in (directory / "tables").iterdir()}
+    assert {"glue", "energy", "overrides", "components", "mixed_model", "spent", "steps", "currencies"} <= names
+
+
+def test_energy_that_was_not_measured_is_never_printed_as_0(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=1, arms=ARMS[:1])
+    edit_record(directory / "arms/no_kd/seed-1", energy={"joules": None, "source": None})
+    build_report(directory)
+    assert "not measured" in (directory / "report.html").read_text()
