@@ -31,6 +31,7 @@ from harness.data.hashing import permutation, text_word
 from harness.errors import Preempted
 from harness.evaluate.subject import Subject
 from harness.models.families import family_of
+from harness.watchdog import beat
 
 # Examples shuffled together before they are sorted by length: long enough to fill batches evenly, short enough to mix.
 POOL_BATCHES = 50
@@ -187,6 +188,7 @@ def _train(
     for step, chosen in enumerate(_stream(data.train, recipe, data.task.name)):
         if step == recipe.steps:
             break
+        beat(f"fine-tuning on {data.task.name}")
         if stop():
             raise Preempted("stopped while fine-tuning", remedy="run again with --resume to continue")
         rising = (step + 1) / warmup if step < warmup else 1.0
@@ -223,6 +225,7 @@ def predict(
     found = np.empty(len(part), dtype=np.float64)
     by_length = np.argsort(part.lengths_E, kind="stable")
     for begin in range(0, len(part), PREDICTION_BATCH):
+        beat("predictions")
         chosen = by_length[begin : begin + PREDICTION_BATCH]
         ids, lengths, seconds, _ = gather(part, chosen, pad=model.pad, device=device)
         with _precision(precision, device):
