@@ -33,8 +33,8 @@ Scores = Mapping[str, Mapping[int, float]]
 
 
 def higher_is_better(metric: str) -> bool:
-    """Losses are better when low; everything else is better when high."""
-    return not metric.endswith("loss")
+    """Losses and bits per byte are better when low; everything else is better when high."""
+    return not metric.endswith(("loss", "bits_per_byte"))
 
 
 def paired_t(differences: Array, *, level: float = LEVEL) -> tuple[Array, Array, Array, Array]:

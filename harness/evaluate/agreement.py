@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 FILE = "answers.safetensors"
 # The read-out is the same for every arm, trained head or not; the own head is where logits are copied.
-HEADS = ("mlm", "readout")
+HEADS = ("mlm", "clm", "readout")
 
 
 def keep(folder: Path, head: str, answers_N: torch.Tensor) -> None:
@@ -27,12 +27,13 @@ def keep(folder: Path, head: str, answers_N: torch.Tensor) -> None:
 
 
 def copied(student: Path, teacher: Path, *, labels: torch.Tensor) -> dict[str, Any] | None:
-    """{errors, teacher's wrong answers; mlm and readout, the share of them a student's head repeats}.
+    """{errors, teacher's wrong answers; mlm or clm, and readout, the share of them a student's head repeats}.
 
     None where the teacher's answers are missing, belong to other test blocks, or hold no error. The teacher answers with
     its own head, which is what it taught.
     """
-    taught = _answers(teacher).get("mlm")
+    answers = _answers(teacher)
+    taught = answers.get("mlm", answers.get("clm"))
     if taught is None or taught.shape != labels.shape:
         return None
     wrong_N = taught != labels

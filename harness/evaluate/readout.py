@@ -1,10 +1,10 @@
-"""The read-out: a fresh MLM head trained for a fixed number of steps on a frozen body.
+"""The read-out: a fresh head trained for a fixed number of steps on a frozen body.
 
 It makes students comparable that were never given a head to train. The body does not change, so its
-states at the masked positions are computed once and the head learns from them. Layers compete on
-validation positions, because the layer above the last Q, K, V of a MiniLM-type student is untrained;
-the score is that of the winning layer on test positions.
-Shapes: N masked positions, H hidden, V vocabulary.
+states at the predicted positions, masked ones or those before a next token, are computed once and the head
+learns from them. Layers compete on validation positions, because the layer above the last Q, K, V of a
+MiniLM-type student is untrained; the score is that of the winning layer on test positions.
+Shapes: N predicted positions, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEAD_SEED = 20_240_419
 
 @dataclass(frozen=True)
 class Features:
-    """States at masked positions by layer, each (N, H), and the tokens that were there."""
+    """States at predicted positions by layer, each (N, H), and the tokens to predict there."""
 
     states: dict[int, torch.Tensor]
     labels_N: torch.Tensor
@@ -39,7 +39,7 @@ def layers_tried(layers: int) -> list[int]:
 
 @torch.no_grad()
 def features(subject: Subject, batches: list[Batch]) -> Features:
-    """The frozen body's states of the tried layers at every masked position."""
+    """The frozen body's states of the tried layers at every predicted position."""
     tried = layers_tried(subject.shape.layers)
     needs = Needs(states=frozenset(tried))
     rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in tried}
@@ -100,28 +100,34 @@ def score(
     return loss / len(labels_N), hits / len(labels_N)
 
 
-def evaluate(
-    subject: Subject,
-    *,
-    train: list[Batch],
-    validation: list[Batch],
-    test: list[Batch],
-    spec: ReadoutSpec,
-    answers: list[torch.Tensor] | None = None,
-) -> dict[str, float]:
-    """`readout.loss`, `readout.accuracy` on test, and `readout.layer`, the layer that won on validation.
-
-    `answers` collects the most likely token at every test position.
-    """
-    learn, select, judge = (features(subject, batches) for batches in (train, validation, test))
+def learn(
+    subject: Subject, *, train: list[Batch], validation: list[Batch], spec: ReadoutSpec
+) -> tuple[int, ReadoutHead]:
+    """The layer that won on validation, and its head."""
+    seen, select = (features(subject, batches) for batches in (train, validation))
     best: tuple[float, int, ReadoutHead] | None = None
     for layer in layers_tried(subject.shape.layers):
-        head = train_head(learn.states[layer], learn.labels_N, vocab=subject.shape.vocab, spec=spec)
+        head = train_head(seen.states[layer], seen.labels_N, vocab=subject.shape.vocab, spec=spec)
         loss, _ = score(head, select.states[layer], select.labels_N)
         if best is None or loss < best[0]:
             best = loss, layer, head
     assert best is not None
-    _, layer, head = best
+    return best[1], best[2]
+
+
+def evaluate(
+    subject: Subject,
+    layer: int,
+    head: ReadoutHead,
+    *,
+    test: list[Batch],
+    answers: list[torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """`readout.loss`, `readout.accuracy` on test, and `readout.layer`: where `head` reads.
+
+    `answers` collects the most likely token at every test position.
+    """
+    judge = features(subject, test)
     loss, accuracy = score(head, judge.states[layer], judge.labels_N, answers=answers)
     return {"readout.loss": loss, "readout.accuracy": accuracy, "readout.layer": float(layer)}
 

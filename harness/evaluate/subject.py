@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from harness.models import attention
+from harness.models.configs import auto_model
 from harness.models.families import family_of
 from harness.models.shapes import Shape, shape_of
 from harness.models.signals import Needs, Signals, run
 
 
 class Subject:
-    """A masked language model in fp32 on one device, walked by the same forward as in training."""
+    """A language model in fp32 on one device, walked by the same forward as in training."""
 
     def __init__(self, model: PreTrainedModel, *, device: torch.device) -> None:
         self.model = model.to(device=device, dtype=torch.float32).eval()
@@ -24,7 +25,8 @@ class Subject:
     @classmethod
     def load(cls, folder: Path, *, device: torch.device) -> Subject:
         attention.register()
-        model = AutoModelForMaskedLM.from_pretrained(
+        family = str(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type)
+        model = auto_model(family).from_pretrained(
             folder, attn_implementation=attention.NAME, use_safetensors=True, local_files_only=True, dtype=torch.float32
         )
         return cls(model, device=device)

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from harness.data.stream import Batch, evaluation_batches
+from harness.data.choices import unigram_accuracy
+from harness.data.stream import Batch, evaluation_batches, evaluation_choice
+from harness.data.text_bytes import block_bytes
 from harness.engine import device_of
 from harness.errors import IsoBudgetError, Preempted
-from harness.evaluate import agreement, mlm, readout
+from harness.evaluate import agreement, choices, clm, glue_study, mlm, readout
+from harness.evaluate.glue import Glue
 from harness.evaluate.subject import Subject
 from harness.models.student import build_student
 from harness.models.teacher import resolve
@@ -37,9 +40,7 @@ if TYPE_CHECKING:
 
 BATCH = 64
 READOUT_BLOCK_STREAM = 7  # the read-out learns from train blocks in its own fixed order
-HEADLESS = (
-    "MLM loss is that of a head this objective never trains; compare arms by the read-out or by downstream scores"
-)
+HEADLESS = "{} loss is that of a head this objective never trains; compare arms by the read-out or by downstream scores"
 # Changing how a score is computed changes this number, so that finished runs are evaluated again.
 VERSION = 1
 
@@ -68,9 +69,14 @@ class Suite:
         self.stop = stop
         self.device = device_of(ranks)
 
-    def run(self) -> None:
-        """Compute what is missing, then write scores into records and references."""
+    def run(self, only: tuple[str, int] | None = None) -> None:
+        """Compute what is missing, then write scores into records and references.
+
+        With `only`, compute what is missing of this (arm, seed); another job will write it all down.
+        """
         candidates = self.candidates()
+        if only is not None:
+            candidates = [c for c in candidates if c.folder == self.directory.trial(*only)]
         failure: IsoBudgetError | None = None
         try:
             for candidate in candidates[self.ranks.rank :: self.ranks.world]:
@@ -78,9 +84,26 @@ class Suite:
         except IsoBudgetError as error:
             failure = error
         self.ranks.agree(failure)
-        if self.ranks.is_main:
+        if self.ranks.is_main and only is None:
             self.publish(candidates)
         self.ranks.barrier()
+        self.downstream(only)
+
+    def downstream(self, only: tuple[str, int] | None) -> None:
+        """Size and latency of every student, and GLUE where the study asks for it; with `only`, GLUE of that student."""
+        study, plan = self.setting.study, self.setting.glue
+        trials = [only] if only is not None else self.ranks.share(glue_study.trained(study, self.directory))
+        if only is None:
+            self.ranks.on_main(lambda: glue_study.measure_sizes(self.directory, trials, self.device))
+        if plan is None:
+            return
+        config = next(iter(self.setting.arms.values())).config
+        students = glue_study.students(study, self.directory, trials, config=config)
+        glue = Glue(
+            plan, students if only is None else students[:1], pad=self.setting.special["pad"], ranks=self.ranks,
+            device=self.device, tell=self.tell, stop=self.stop,
+        )  # fmt: skip
+        glue_study.evaluate(glue, publish=only is None, directory=self.directory, trials=trials)
 
     def candidates(self) -> list[Candidate]:
         study = self.setting.study
@@ -88,6 +111,8 @@ class Suite:
         for arm in self.setting.arms.values():
             for seed in study.seeds:
                 folder = self.directory.trial(arm.arm.name, seed)
+                if self.directory.record(arm.arm.name, seed) is None:
+                    continue  # a job of its own has failed to train it; the report names it
                 found.append(
                     Candidate(f"{arm.arm.name} · seed {seed}", folder, lambda f=folder: self._load(f / "student"), True)
                 )
@@ -132,9 +157,15 @@ class Suite:
 
     def items(self) -> dict[str, str]:
         """Every evaluation the study asks for, with the key of what it depends on."""
-        wanted: dict[str, Any] = {"mlm": self.spec.mlm_blocks}
+        wanted: dict[str, Any] = {"clm" if self.setting.study.causal else "mlm": self.spec.mlm_blocks}
         if self.spec.readout is not None:
             wanted["readout"] = self.spec.readout.model_dump(mode="json")
+        if self.spec.choices is not None:
+            recipe = self.spec.choices.model_dump(mode="json")
+            if self.spec.choices.head == "readout":
+                wanted["readout"] = [wanted["readout"], recipe]  # one head, trained once, answers both
+            else:
+                wanted["choices"] = recipe
         if self.spec.probes is not None:
             recipe = self.spec.probes.model_dump(mode="json", exclude={"tasks"})
             wanted |= {f"probe.{task}": recipe for task in self.spec.probes.tasks}
@@ -151,16 +182,27 @@ class Suite:
         if item == "mlm":
             batches = self.batches("test", self.spec.mlm_blocks)
             return mlm.evaluate(subject, batches, answers=answers), mlm.flops(subject, batches)
+        if item == "clm":
+            batches = self.batches("test", self.spec.mlm_blocks)
+            scores = clm.evaluate(subject, batches, text_bytes=self.test_bytes, answers=answers)
+            return scores, clm.flops(subject, batches)
+        if item == "choices":
+            return self.choose(subject, choices.own_head(subject))
         if item == "readout":
             assert self.spec.readout is not None
             spec = self.spec.readout
             batches = self.readout_batches
             blocks = sum(batch.input_ids_BT.shape[0] for part in batches.values() for batch in part)
             judged = sum(batch.labels_N.numel() for part in ("validation", "test") for batch in batches[part])
-            scores = readout.evaluate(subject, **self.readout_batches, spec=spec, answers=answers)
-            return scores, readout.flops(
+            layer, head = readout.learn(subject, train=batches["train"], validation=batches["validation"], spec=spec)
+            scores = readout.evaluate(subject, layer, head, test=batches["test"], answers=answers)
+            flop = readout.flops(
                 subject, blocks=blocks, judged=judged, length=self.setting.study.data.block_length, spec=spec
             )
+            if self.spec.choices is not None and self.spec.choices.head == "readout":
+                picked, cost = self.choose(subject, choices.readout_head(subject, layer, head))
+                return scores | picked, flop + cost
+            return scores, flop
         from harness.evaluate import probes
 
         assert self.spec.probes is not None
@@ -186,25 +228,41 @@ class Suite:
             place.unlink()
         return flop
 
+    def choose(self, subject: Subject, logits: choices.Logits) -> tuple[dict[str, float], int]:
+        """Scores of every multiple-choice probe under these logits, and their FLOPs."""
+        spec, found, flop = self.spec.choices, {}, 0
+        assert spec is not None
+        for task, data in self.setting.choices.items():
+            found[f"probe.{task}"] = choices.evaluate(subject, data, logits, normalise=spec.normalise)
+            flop += choices.flops(subject, data)
+        return found, flop
+
     # -- shared data, built once -----------------------------------------------------------------------
     def batches(self, split: str, blocks: int, seed: int = 0) -> list[Batch]:
         blocks = min(blocks, len(self.setting.corpus.blocks(split)))
         return evaluation_batches(
-            self.setting.corpus, split, blocks=blocks, batch=BATCH, masking=self.setting.study.data.masking, seed=seed
-        )
+            self.setting.corpus, split, blocks=blocks, batch=BATCH, masking=self.setting.study.data.masking, seed=seed,
+            causal=self.setting.study.causal,
+        )  # fmt: skip
 
     @cached_property
     def readout_batches(self) -> dict[str, list[Batch]]:
         assert self.spec.readout is not None
         return {
-            "train": self.batches("train", self.spec.readout.blocks, seed=READOUT_BLOCK_STREAM),
+            "train": self.batches("train", self.setting.readout_blocks, seed=READOUT_BLOCK_STREAM),
             "validation": self.batches("validation", self.spec.mlm_blocks),
             "test": self.batches("test", self.spec.mlm_blocks),
         }
 
     @cached_property
+    def test_bytes(self) -> int:
+        """Bytes of original text under the next tokens of the evaluated test blocks."""
+        sizes = block_bytes(self.setting.corpus, "test", self.setting.tokenizer)
+        return int(sizes[evaluation_choice(len(sizes), min(self.spec.mlm_blocks, len(sizes)))].sum())
+
+    @cached_property
     def test_labels(self) -> torch.Tensor:
-        """What stood at every masked position of the test blocks that all subjects answered."""
+        """What stood at every predicted position of the test blocks that all subjects answered."""
         return torch.cat([batch.labels_N for batch in self.batches("test", self.spec.mlm_blocks)])
 
     def probe(self, task: str) -> ProbeData:
@@ -237,7 +295,8 @@ class Suite:
                 "gpu-second_in_training": during.get("gpu-second_in_training", during.get("gpu-second", 0.0)),
             }
             if not record["head_trained"]:
-                record["warnings"] = sorted({*record["warnings"], HEADLESS})
+                headless = HEADLESS.format("next-token" if self.setting.study.causal else "MLM")
+                record["warnings"] = sorted({*record["warnings"], headless})
             write_json(candidate.folder / "record.json", record)
         if self.spec.probes is not None and self.spec.probes.tasks:
             tasks = {task: self.probe(task) for task in self.spec.probes.tasks}
@@ -255,6 +314,16 @@ class Suite:
                 }
                 for t, d in tasks.items()
             }
+        if self.spec.choices is not None:
+            rows = self.setting.choices.items()
+            frequencies = {
+                f"probe.{task}": unigram_accuracy(data, self.setting.corpus, normalise=self.spec.choices.normalise)
+                for task, data in rows
+            }
+            references.setdefault("bag_of_words", {"scores": {}})["scores"] |= frequencies
+            references.setdefault("probes", {}).update(
+                {task: choices.describe(data, self.spec.choices) for task, data in rows}
+            )
         teacher = next((arm for arm in self.setting.arms.values() if arm.teacher is not None), None)
         if teacher is not None and teacher.teacher is not None:
             references["teacher_training"] = {

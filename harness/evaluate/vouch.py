@@ -22,7 +22,7 @@ BLOCKS = 64
 
 @dataclass(frozen=True)
 class Voucher:
-    """Held-out MLM losses (nats) of a teacher and of the untrained student, and what finding out cost."""
+    """Held-out losses (nats) of a teacher and of the untrained student, and what finding out cost."""
 
     teacher_loss: float
     student_loss: float
@@ -36,8 +36,13 @@ class Voucher:
         return not self.worse and alarms.weak(self.teacher_loss, self.student_loss)
 
 
+def loss_name(causal: bool) -> str:
+    """What a student's own loss is called in a sentence."""
+    return "a next-token loss" if causal else "an MLM loss"
+
+
 def vouch(teacher: Subject, student: Subject, batches: Sequence[Batch], *, name: str, allow_worse: bool) -> Voucher:
-    """Compare teacher and untrained student on the same masked blocks; neither is changed.
+    """Compare teacher and untrained student on the same blocks, masked or causal; neither is changed.
 
     Raises:
         TeacherError: the teacher's loss is not below the student's (or is no number), and no override was given.
@@ -48,7 +53,8 @@ def vouch(teacher: Subject, student: Subject, batches: Sequence[Batch], *, name:
     worse = not theirs < mine  # NaN is worse than anything
     if worse and not allow_worse:
         raise TeacherError(
-            f"teacher {name} has an MLM loss of {theirs:.3f} where the untrained student has {mine:.3f}",
+            f"teacher {name} has {loss_name(student.shape.causal)} of {theirs:.3f} "
+            f"where the untrained student has {mine:.3f}",
             rule="a teacher predicts better than random weights",
             remedy="check its tokenizer and its head, or set teacher.allow_worse: true",
         )

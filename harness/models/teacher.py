@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from harness.models.signals import Needs, Signals, TrainingBatch
 
 ASSETS = Path(__file__).parent.parent / "assets"
-BUILTIN = {"builtin": ASSETS / "teacher", "builtin-causal": ASSETS / "causal_teacher"}
+BUILTIN = ASSETS / "teacher"
+SHIPPED = {"builtin": BUILTIN, "builtin-causal": ASSETS / "causal_teacher"}
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def weights_fingerprint(path: str) -> str:
 
 def resolve(path: str) -> Path:
     """The local folder of a teacher: the shipped one, a folder, or a download of its safetensors from the Hub."""
-    if path in BUILTIN:
-        return BUILTIN[path]
+    if path in SHIPPED:
+        return SHIPPED[path]
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

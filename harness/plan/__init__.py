@@ -159,9 +159,10 @@ def _batch(size: Any, vocab: int) -> Any:
 
 def _random_teacher(arm: ArmSetting) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoConfig
 
     from harness.models import attention
+    from harness.models.configs import auto_model
     from harness.models.families import family_of
     from harness.models.teacher import resolve
 
@@ -169,7 +170,7 @@ def _random_teacher(arm: ArmSetting) -> Any:
     attention.register()
     with torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(resolve(arm.teacher.path), local_files_only=True, trust_remote_code=False)
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation=attention.NAME)
+        model = auto_model(arm.teacher.shape.family).from_config(config, attn_implementation=attention.NAME)
     return family_of(model.float().eval().requires_grad_(False), arm.teacher.shape)
 
 
@@ -194,7 +195,7 @@ def evaluation_flop(setting: Setting, shape: Shape, *, curve: bool) -> int:
     from harness.models.signals import Needs
 
     spec, length = setting.study.evaluation, setting.study.data.block_length
-    masked = setting.study.data.masking.count(length)
+    masked = setting.predicted_per_block
 
     def forward(sequences: int, needs: Needs) -> int:
         return needs.forward_flops(shape, sequences=sequences, length=length, masked=sequences * masked)
@@ -202,9 +203,11 @@ def evaluation_flop(setting: Setting, shape: Shape, *, curve: bool) -> int:
     body, head = Needs(states=frozenset({shape.layers})), Needs(logits="masked")
     flop = forward(spec.mlm_blocks * (1 + (spec.curve_points if curve else 0)), head)
     if spec.readout is not None:
-        once = forward(spec.readout.blocks + 2 * spec.mlm_blocks, body)
+        once = forward(setting.readout_blocks + 2 * spec.mlm_blocks, body)
         once += 2 * 3 * shape.head_flops(spec.readout.steps * spec.readout.positions)
         flop += once * (1 + (spec.curve_points if spec.readout.on_curve else 0))
+    if spec.choices is not None:
+        flop += sum(forward(len(data.lengths_N), body) for data in setting.choices.values())
     if spec.probes is not None:
         examples = 3 * spec.probes.train_examples + 2 * spec.probes.test_examples
         flop += len(spec.probes.tasks) * spec.probes.epochs * forward(examples, body)
