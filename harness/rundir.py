@@ -23,6 +23,8 @@ from harness.study import StudySpec, validate
 STUDY = "study.yaml"
 STATUS = "status.json"
 IDENTITY = "identity.json"
+# Who holds the lock. The system frees a dead process's lock, this file stays: then it tells of a run that was killed.
+HOLDER = ".holder.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -50,6 +52,7 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = FileLock(root / ".lock", timeout=0)
+        self.stale = ""  # after `open`: whose lock was found without a process
         self._changes: list[Difference] = []
 
     # -- opening -----------------------------------------------------------------------------------
@@ -70,16 +73,18 @@ class RunDirectory:
         except Timeout:
             raise ConfigError(
                 f"output directory {self.root}",
-                rule="another run is using it",
+                rule=f"another run is using it ({holder(self.root)})",
                 remedy="wait for it, or choose another --out",
             ) from None
         except OSError as error:
             raise ConfigError(
                 f"output directory {self.root}", rule=f"not writable ({error.strerror})", remedy="choose another --out"
             ) from None
+        self.stale = f"a stale lock of {holder(self.root)}" if (self.root / HOLDER).exists() else ""
+        write_json(self.root / HOLDER, {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
         file = self.root / STUDY
         if not file.exists():
-            foreign = sorted(p.name for p in self.root.iterdir() if p.name != ".lock")
+            foreign = sorted(p.name for p in self.root.iterdir() if p.name not in (".lock", HOLDER))
             if foreign:
                 self.close()
                 raise ConfigError(
@@ -147,6 +152,8 @@ class RunDirectory:
         return overrides
 
     def close(self) -> None:
+        if self._lock.is_locked:
+            (self.root / HOLDER).unlink(missing_ok=True)
         self._lock.release()
 
     # -- contents ----------------------------------------------------------------------------------
@@ -166,6 +173,15 @@ class RunDirectory:
         write_json(
             self.root / STATUS, {"state": state, "exit_code": exit_code, "message": message, "time": time.time()}
         )
+
+
+def holder(root: Path) -> str:
+    """Who holds, or held, a directory's lock, as far as it was written down."""
+    known = read_json(root / HOLDER) or {}
+    if not known:
+        return "unknown"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(known.get("since", 0)))
+    return f"process {known.get('pid')} on {known.get('host')}, since {since}"
 
 
 def load_study(root: Path) -> StudySpec:

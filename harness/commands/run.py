@@ -70,6 +70,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     record = JobRecord(directory.root, WHOLE)
     if ranks.is_main:
         directory.status("running")
+        if directory.stale:
+            tell.say(f"{directory.stale} was found and taken over: that run did not end by itself")
         record.begin(world=ranks.world)
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     conductor = Conductor(
