@@ -50,9 +50,12 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
             "--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR"
         )
     ranks = connect()
+    from harness.meters.requirements import require
+
+    require(study.limit.unit, budget=study.budget, ranks=ranks, allowed=allowed)
     from harness.conduct import Conductor
-    from harness.progress import reporter
     from harness.jobs import WHOLE, JobRecord, open_alone
+    from harness.progress import reporter
     from harness.rundir import STUDY, RunDirectory
     from harness.setting import prepare
 

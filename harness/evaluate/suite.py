@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
+from harness import controls
 from harness.data.choices import unigram_accuracy
 from harness.data.stream import Batch, evaluation_batches, evaluation_choice
 from harness.data.text_bytes import block_bytes
@@ -116,6 +117,11 @@ class Suite:
                 found.append(
                     Candidate(f"{arm.arm.name} · seed {seed}", folder, lambda f=folder: self._load(f / "student"), True)
                 )
+        for control in controls.wanted(study, self.directory.root):
+            if controls.finished(control, self.directory.root):
+                folder = control.folder(self.directory.root)
+                name = f"{control.label} · seed {control.seed}"
+                found.append(Candidate(name, folder, lambda f=folder: self._load(f / "student"), True))
         references = self.directory.root / "references"
         first = next(iter(self.setting.arms.values()))
         found.append(
@@ -287,6 +293,7 @@ class Suite:
             )
             during = record["accounts"].setdefault("EVALUATION", {})
             record["accounts"]["EVALUATION"] = {
+                **during,
                 Unit.FLOP.value: during.get("flop_in_training", during.get("flop", 0))
                 + sum(row["flop"] for row in done.values()),
                 Unit.GPU_SECOND.value: during.get("gpu-second_in_training", during.get("gpu-second", 0.0))
