@@ -223,11 +223,13 @@ class Conductor:
         finally:
             self.tell.end()
         spent = instruments.facts(grid_g_per_kwh=arm.study.accounting.grid_g_per_kwh)
+        beat(f"the end of {label}", patience=2.0)
         weights = trial.engine.weights(trial.trainee.student)
+        peak = self.denominator  # on every rank: its ranks ask each other
         if self.ranks.is_main:
             record = trial_record(arm, seed, trial, voucher, corpus=self.setting.corpus.fingerprint)
             record |= {"control": control.record() if control else None, **spent}
-            record["efficiency"] = efficiency_record(record, self.denominator)
+            record["efficiency"] = efficiency_record(record, peak)
             export(
                 arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),
                 layers=record["exported_layers"],
