@@ -221,10 +221,16 @@ class Setting:
             return None
         from harness.data.tokenizer import load_tokenizer
         from harness.models.student import MIN_POSITIONS, student_shape
-        from harness.models.teacher import inspect, resolve
+        from harness.models.teacher import inspect, resolve, weights_fingerprint
         from harness.objectives.base import opposite_teacher
 
         info = inspect(study.teacher.path)
+        wanted = study.teacher.weights
+        if wanted is not None and (found := weights_fingerprint(study.teacher.path)) != wanted:
+            raise TeacherError(
+                f"teacher {info.path} has weights {found}", rule=f"teacher.weights says {wanted}",
+                remedy="restore its files, or change teacher.weights",
+            )  # fmt: skip
         if info.shape.causal != study.causal:
             student = student_shape(study.student, vocab=self.vocab, special=self.special, block_length=MIN_POSITIONS)
             raise opposite_teacher(student, info.shape, name=info.path)

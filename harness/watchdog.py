@@ -74,10 +74,10 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self.off:
             return self
+        # Several jobs may share a study's directory, each with ranks of its own.
+        self.folder /= self._ranks.share(f"{self._host}-{os.getpid()}")
         if self._ranks.is_main:
-            self.folder.mkdir(exist_ok=True)
-            for old in self.folder.iterdir():
-                old.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._ranks.barrier()
         with contextlib.suppress(OSError):
             self._write()
@@ -107,6 +107,7 @@ class Watchdog:
         if self._ranks.is_main:
             with contextlib.suppress(OSError):  # others may still be leaving
                 self.folder.rmdir()
+                self.folder.parent.rmdir()
 
     def beat(self, where: str, patience: float = 1.0) -> None:
         """This rank moved on and is now at `where`, which may take `patience` times the time-out."""

@@ -53,6 +53,8 @@ class ModelSpec(Spec):
 class TeacherSpec(Spec):
     """A frozen teacher: `builtin`, `builtin-causal`, a local folder in Hugging Face layout, or a Hub name.
 
+    `weights` is the fingerprint its weights must have, as a run's record names it.
+
     `trained_on` says how the teacher's training text relates to the study's. `dropout` above 0 is a
     `paper_code` variant: the published teacher was never put into eval mode. `allow_worse` admits a teacher
     whose own loss is above the untrained student's. `training_cost` says what its training took in other units
@@ -60,6 +62,7 @@ class TeacherSpec(Spec):
     """
 
     path: str = "builtin"
+    weights: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
     trained_on: Literal["same", "superset", "disjoint", "unknown"] = "unknown"
     training_flop: Annotated[float, Field(ge=0)] | None = None
     training_cost: list[str] = Field(default_factory=list)
