@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class Conductor:
     resume: bool = False
     hang_timeout_s: float = HANG_TIMEOUT_S
     allowed: frozenset[str] = frozenset()
-    follow: Callable[[dict[str, Any]], None] | None = None
+    follow: Callable[[dict[str, str], dict[str, Any]], None] | None = None
 
     def run(
         self, only: Collection[tuple[str, int]] | None = None, controls_of: Collection[tuple[str, int]] = ()
@@ -284,8 +284,11 @@ class Conductor:
             identity=environment.trial_identity(self.identity, arm, seed, engine.facts()), allowed=self.allowed,
             overrides=list(self.overrides),
             curve_points=study.evaluation.curve_points, saves=study.checkpoints, stop_requested=stop,
-            pace=Pace(self.ranks, cuda=has_cuda()), follow=self.follow, executed=executed,
+            pace=Pace(self.ranks, cuda=has_cuda()), executed=executed,
         )  # fmt: skip
+        if self.follow is not None:
+            label = folder.relative_to(self.directory.root).as_posix() if "controls" in folder.parts else arm.arm.name
+            trial.follow = partial(self.follow, {"study": study.name, "arm": label, "seed": str(seed)})
         if plan.trains_head:
             trial.validate = validation(trial, study=setting.study, corpus=setting.corpus, ranks=self.ranks)
         if study.evaluation.readout is not None and study.evaluation.readout.on_curve:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.commands._report import show_report
@@ -20,9 +21,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="where results go (default runs/<study>/<time>)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run in --out")
     parser.add_argument(
+        "--push-to-hub",
+        metavar="[OWNER/]NAME",
+        help="when done, put each student on the Hugging Face Hub as NAME-<arm>-seed-<n>, private",
+    )
+    parser.add_argument(
         "--auto-resume",
         action="store_true",
         help="for schedulers: begin a run in --out, or continue the one that is there",
+    )
+    parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="NAME[=PLACE]",
+        help="also write scalars for live watching: jsonl, prometheus (a textfile), tensorboard; may be repeated",
     )
     parser.add_argument(
         "--hang-timeout",
@@ -37,9 +50,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def push(root: Path, name: str, *, tell: Callable[[str], None]) -> None:
+    """Put every student on the Hub; one that does not arrive is told and kept, and the run is as good as before."""
+    from harness.push import push_students
+
+    for each in push_students(root, name):
+        tell(str(each))
+
+
 def execute(options: argparse.Namespace, given: list[str]) -> int:
     study, ds_config = inputs(options)
     allowed = parse_kinds(options.allow)
+    if options.push_to_hub:
+        from harness.push import check_name
+
+        check_name(options.push_to_hub)
+    from harness import trackers
+
+    trackers.check(options.track)
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -80,6 +108,10 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     conductor = Conductor(
         setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed
     )  # fmt: skip
+    opened = trackers.open_trackers(options.track, directory.root) if ranks.is_main else []
+    follower = trackers.Follower(opened, tell=tell.say)
+    if options.track and ranks.is_main:
+        conductor.follow = follower
     if options.hang_timeout is not None:
         conductor.hang_timeout_s = options.hang_timeout
     try:
@@ -88,6 +120,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
             directory.status("done")
             record.end("done")
             show_report(directory.root, as_json=options.json)
+            if options.push_to_hub:
+                push(directory.root, options.push_to_hub, tell=tell.say)
     except BaseException as error:
         if ranks.is_main:
             code = error.exit_code if isinstance(error, IsoBudgetError) else 1
@@ -97,6 +131,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
             record.end(state, exit_code=code, message=str(error))
         raise
     finally:
+        follower.close()
         if ranks.is_main:
             directory.close()
     ranks.barrier()
