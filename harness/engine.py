@@ -311,11 +311,19 @@ class Engine:
             return
         self._refuse_programs(folder)
         universal = folder.parent / f".removing-universal-{folder.name}"
+        mine = [{k: v for k, v in group.items() if k != "params"} for group in self._ds.optimizer.param_groups]
         try:
             self.ranks.on_main(lambda: self._make_universal(folder / _TAG, universal / _TAG))
             self._ds._config.load_universal_checkpoint = True
             with tensors_only(_state_classes()):
                 self._restore(universal, _TAG)
+            # ZeRO-3 gives every group the first one's weight decay, and all parts one tensor that counts
+            # their steps, which then counts each step once per part.
+            for group, settings in zip(self._ds.optimizer.param_groups, mine, strict=True):
+                group.update(settings)
+            for state in self._client.state.values():
+                if torch.is_tensor(state.get("step")):
+                    state["step"] = state["step"].clone()
         finally:
             self._ds._config.load_universal_checkpoint = False
             self.ranks.barrier()

@@ -23,13 +23,17 @@ _NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 @contextmanager
 def tensors_only(allowed: Sequence[type]) -> Iterator[None]:
-    """Restrict every torch.load inside to tensors and the `allowed` classes."""
+    """Restrict every torch.load inside to tensors and the `allowed` classes; may be nested."""
     before = {name: os.environ.pop(name, None) for name in (_ONLY, _NOT)}
+    known = torch.serialization.get_safe_globals()
     os.environ[_ONLY] = "1"
+    torch.serialization.add_safe_globals(list(allowed))
     try:
-        with torch.serialization.safe_globals(list(allowed)):
-            yield
+        yield
     finally:
+        # Not torch's own context manager: leaving an inner one would also forget the outer one's classes.
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
