@@ -147,7 +147,7 @@ class JobDirectory(RunDirectory):
         except ConfigError:
             self.close()
             raise
-        self._lock.release()
+        self.release()
         return merged
 
     def admit(self, now: dict[str, dict[str, Any]], allowed: frozenset[str]) -> list[dict[str, Any]]:

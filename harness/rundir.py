@@ -152,6 +152,10 @@ class RunDirectory:
         return overrides
 
     def close(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others in; what this process keeps for itself is its own business."""
         if self._lock.is_locked:
             (self.root / HOLDER).unlink(missing_ok=True)
         self._lock.release()

@@ -50,7 +50,7 @@ class Watchdog:
     """Watches one run on every rank; `beat` is called wherever a rank moves on.
 
     Args:
-        root: the run's directory, shared by all ranks.
+        root: a directory that all ranks of this run, and no others, share.
         timeout_s: how long a rank may stand still while all others do; 0 turns the watch off.
         give_up: called once, in the watching thread, with what was found; it must end the process.
     """
@@ -74,10 +74,10 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self.off:
             return self
-        # Several jobs may share a study's directory, each with ranks of its own.
-        self.folder /= self._ranks.share(f"{self._host}-{os.getpid()}")
         if self._ranks.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+            for old in self.folder.iterdir():  # of a run that was killed
+                old.unlink()
         self._ranks.barrier()
         with contextlib.suppress(OSError):
             self._write()
@@ -107,7 +107,6 @@ class Watchdog:
         if self._ranks.is_main:
             with contextlib.suppress(OSError):  # others may still be leaving
                 self.folder.rmdir()
-                self.folder.parent.rmdir()
 
     def beat(self, where: str, patience: float = 1.0) -> None:
         """This rank moved on and is now at `where`, which may take `patience` times the time-out."""
