@@ -1,0 +1,209 @@
+"""`status` tells a run that needs time from one that needs a person, from files alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness import cli, runs
+from harness.errors import ConfigError
+from harness.jobs import JobDirectory, JobRecord, Work, open_alone
+from harness.rundir import RunDirectory
+from harness.study import load, validate
+
+STUDY = {
+    "name": "s", "budget": "1000 flop", "arms": [{"name": "a", "objective": "mlm"}], "seeds": [1, 2],
+}  # fmt: skip
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    return tmp_path
+
+
+def trial(out: Path, seed: int = 1, *, spent: int = 250, moved_s_ago: float = 10.0) -> Path:
+    folder = out / "arms" / "a" / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    ledger = folder / "ledger.jsonl"
+    whole = [{"step": 4, "charges": [], "spent": 200}, {"step": 5, "charges": [], "spent": spent}]
+    torn = '{"step":6,"cha'
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in whole) + torn)
+    rows = [
+        {
+            "step": step,
+            "fraction": step / 20,
+            "spent": step * 50,
+            "seconds": 2.0 * step,
+            "tokens": 256 * step,
+            "loss": 1.0,
+        }
+        for step in range(1, 6)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.utime(ledger, (NOW - moved_s_ago, NOW - moved_s_ago))
+    return folder
+
+
+def attempt(out: Path, state: str, *, host: str = "elsewhere", pid: int = 1, **more: object) -> None:
+    record = JobRecord(out, "train-a-seed-1")
+    record._write([{"state": state, "started": NOW - 3600, "host": host, "pid": pid, **more}])
+
+
+def test_a_run_shows_its_budget_step_speed_and_time_left(out: Path) -> None:
+    trial(out)
+    attempt(out, "running")
+    found = runs.read(out, now=NOW)
+    first, second = found.runs
+    assert (first.state, first.step, first.fraction) == ("running", 5, 0.25)
+    assert first.tokens_per_s == pytest.approx(128)
+    assert first.eta_s == pytest.approx(0.75 / 0.025)
+    assert first.heartbeat_age_s == pytest.approx(10)
+    assert second.state == "waiting"
+    assert found.verdict == 75
+
+
+def test_a_run_that_stands_still_is_silent_and_needs_a_person(out: Path) -> None:
+    trial(out, moved_s_ago=301)
+    attempt(out, "running")
+    found = runs.read(out, now=NOW)
+    assert found.runs[0].state == "silent"
+    assert found.verdict == 1
+    assert runs.read(out, now=NOW, silent_s=400).runs[0].state == "running"
+
+
+def test_a_run_that_has_just_begun_again_is_not_silent(out: Path) -> None:
+    trial(out, moved_s_ago=9000)
+    attempt(out, "running", started=NOW - 20)
+    assert runs.read(out, now=NOW).runs[0].state == "running"
+
+
+def test_a_process_that_is_gone_from_this_machine_has_died(out: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    gone = child.pid
+    trial(out)
+    attempt(out, "running", host=socket.gethostname(), pid=gone)
+    assert runs.read(out, now=NOW).runs[0].state == "died"
+
+
+@pytest.mark.parametrize(("state", "code", "verdict"), [("interrupted", 75, 75), ("failed", 5, 1)])
+def test_how_an_attempt_ended_decides_who_must_act(out: Path, state: str, code: int, verdict: int) -> None:
+    trial(out)
+    attempt(out, state, exit_code=code, message="because")
+    found = runs.read(out, now=NOW)
+    assert found.runs[0].exit_codes == [code]
+    assert found.verdict == verdict
+    assert runs.recorded_exit_code(out, job="train-a-seed-1") == code
+
+
+def test_done_is_done_only_with_every_run_and_the_report(out: Path) -> None:
+    for seed in (1, 2):
+        folder = trial(out, seed)
+        (folder / "record.json").write_text(json.dumps({"state": "done", "charged": 990, "steps": 7}))
+    assert runs.read(out, now=NOW).verdict == 75, "no report yet"
+    RunDirectory(out).status("done")
+    found = runs.read(out, now=NOW)
+    assert found.verdict == 0
+    assert {(run.state, run.fraction, run.step) for run in found.runs} == {("done", 1.0, 7)}
+
+
+def test_the_recorded_exit_code_survives_launchers_and_a_kill_reads_as_1(out: Path) -> None:
+    assert runs.recorded_exit_code(out) == 1
+    directory = RunDirectory(out)
+    directory.status("running")
+    assert runs.recorded_exit_code(out) == 1
+    directory.status("interrupted", exit_code=75)
+    assert cli.main(["status", str(out), "--exit-code"]) == 75
+    directory.status("done")
+    assert cli.main(["status", str(out), "--exit-code"]) == 0
+
+
+def test_the_command_prints_a_table_or_json_and_refuses_what_is_no_study(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial(out)
+    attempt(out, "failed", exit_code=5, message="training has diverged")
+    assert cli.main(["status", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "a · 1" in said
+    assert "training has diverged" in said
+    assert cli.main(["status", str(out), "--json"]) == 1
+    table = json.loads(capsys.readouterr().out)
+    assert table["runs"][0]["exit_codes"] == [5]
+    assert cli.main(["status", str(tmp_path / "absent")]) == 2
+
+
+# -- many jobs, one directory ----------------------------------------------------------------------------
+def spec():
+    return validate(STUDY, where="test")
+
+
+def test_two_jobs_share_a_directory_but_not_a_trial(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    first = JobDirectory(root, [Work("train", "a", 1)])
+    first.open(spec(), resume=True)
+    second = JobDirectory(root, [Work("train", "a", 2)])
+    second.open(spec(), resume=True)
+    for kind in ("train", "evaluation"):
+        with pytest.raises(ConfigError, match="another job is at work"):
+            JobDirectory(root, [Work(kind, "a", 1)]).open(spec(), resume=True)
+    with pytest.raises(ConfigError, match="a job is at work"):
+        open_alone(RunDirectory(root), spec(), resume=True)
+    first.close()
+    JobDirectory(root, [Work("evaluation", "a", 1)]).open(spec(), resume=True)
+    second.close()
+
+
+def test_no_job_enters_while_the_whole_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.jobs.ENTER_S", 0.2)
+    whole = RunDirectory(tmp_path / "run")
+    open_alone(whole, spec(), resume=False)
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match="another run is using it"):
+        JobDirectory(tmp_path / "run", [Work("train", "a", 1)]).open(spec(), resume=True)
+    assert time.monotonic() - begun < 5
+    whole.close()
+    JobDirectory(tmp_path / "run", [Work("train", "a", 1)]).open(spec(), resume=True)
+
+
+def test_a_job_of_another_study_is_refused(tmp_path: Path) -> None:
+    JobDirectory(tmp_path / "run", [Work("train", "a", 1)]).open(spec(), resume=True)
+    other = validate({**STUDY, "budget": "2000 flop"}, where="test")
+    with pytest.raises(ConfigError, match="budget"):
+        JobDirectory(tmp_path / "run", [Work("train", "a", 2)]).open(other, resume=True)
+
+
+def test_attempts_are_kept_in_order_with_the_schedulers_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    record = JobRecord(tmp_path, "train-a-seed-1")
+    record.begin(world=4)
+    record.end("interrupted", exit_code=75)
+    record.begin(world=4)
+    record.end("done")
+    assert [(a["state"], a["exit_code"]) for a in record.attempts()] == [("interrupted", 75), ("done", 0)]
+    assert record.attempts()[0]["scheduler"]["slurm_job_id"] == "4711"
+
+
+def test_the_shipped_studies_can_be_submitted_dry(tmp_path: Path) -> None:
+    from harness.study import names
+
+    for name in names():
+        study = load(name)
+        assert (
+            cli.main(["submit", "--study", name, "--out", str(tmp_path / name), "--dry-run", "--gpus-per-run", "4"])
+            == 0
+        )
+        graph = json.loads((tmp_path / name / "jobs" / "graph.json").read_text())
+        arms = next(stage for stage in graph["stages"] if stage["name"] == "arms")
+        assert len(arms["works"]) == len(study.arms) * len(study.seeds)

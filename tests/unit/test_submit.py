@@ -1,0 +1,231 @@
+"""A study as jobs: the graph respects what waits for what, packing fills nodes, scripts are what Slurm and bash read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import cli
+from harness.errors import ConfigError
+from harness.jobs import Work
+from harness.study import StudySpec, validate
+from harness.submit.graph import Machines, build
+from harness.submit.scripts import Queue, check_path, write
+from tests.support.tiny import TinyStudy
+
+BASE = {
+    "name": "s",
+    "budget": "1 Gflop",
+    "teacher": {"path": "builtin"},
+    "arms": [
+        {"name": "a", "objective": "mlm"},
+        {"name": "b", "objective": "tinybert"},
+        {"name": "c", "objective": "mlm"},
+    ],
+    "seeds": [1, 2, 3],
+}
+
+
+def study(**changes: object) -> StudySpec:
+    return validate({**BASE, **changes}, where="test")
+
+
+def graph(machines: Machines, **changes: object):
+    return build(study(**changes), machines, out="/shared/o", study_file="/shared/o/study.yaml", ds_config=None)
+
+
+def test_stages_come_in_the_order_that_their_needs_allow() -> None:
+    found = graph(Machines(4, 8))
+    assert [stage.name for stage in found.stages] == ["cache", "arms", "evaluation", "report"]
+    seen: set[str] = set()
+    for stage in found.stages:
+        assert set(stage.needs) <= seen
+        seen.add(stage.name)
+    needs = {stage.name: stage.needs for stage in found.stages}
+    assert needs == {
+        "cache": {}, "arms": {"cache": "afterok"}, "evaluation": {"arms": "afterany"}, "report": {"evaluation": "afterany"},
+    }  # fmt: skip
+    assert "builtin" in found.left_out["teacher"]
+
+
+def test_a_study_without_a_teacher_says_so_and_one_with_controls_has_their_stage() -> None:
+    assert "no arm" in graph(Machines(1), teacher=None, arms=BASE["arms"][:1]).left_out["teacher"]
+    found = graph(Machines(4, 8), controls=["equal_tokens"])
+    stages = {stage.name: stage for stage in found.stages}
+    assert stages["controls"].works == [f"control:{a}:{s}" for a in "bc" for s in (1, 2, 3)]
+    assert stages["evaluation"].needs == {"controls": "afterany"}
+
+
+def test_a_teacher_to_be_trained_comes_first() -> None:
+    spec = validate({"name": "t", "budget": "1 Gflop", "arms": [{"name": "big", "objective": "mlm"}]}, where="test")
+    found = build(
+        study(),
+        Machines(4, 8),
+        out="/o",
+        study_file="/o/study.yaml",
+        ds_config=None,
+        teacher=(spec, "/o/t.yaml", "/o/teacher"),
+    )
+    assert [stage.name for stage in found.stages][:2] == ["teacher", "cache"]
+    assert found.stages[1].needs == {"teacher": "afterok"}
+    with pytest.raises(ConfigError):
+        build(
+            study(), Machines(1), out="/o", study_file="f", ds_config=None, teacher=(study(), "/o/t.yaml", "/o/teacher")
+        )
+
+
+@given(
+    per_run=st.integers(1, 16), per_node=st.integers(1, 16), arms=st.integers(1, 5), seeds=st.integers(1, 7),
+)  # fmt: skip
+def test_every_run_is_in_exactly_one_slot_and_no_node_is_overfull(
+    per_run: int, per_node: int, arms: int, seeds: int
+) -> None:
+    try:
+        machines = Machines(per_run, per_node)
+    except ConfigError:
+        assert per_run > per_node
+        assert per_run % per_node
+        return
+    found = graph(
+        machines,
+        arms=[{"name": f"a{i}", "objective": "mlm"} for i in range(arms)],
+        seeds=list(range(seeds)),
+        teacher=None,
+    )
+    stage = next(stage for stage in found.stages if stage.name == "arms")
+    assert sorted(stage.works) == sorted(f"a{i}:{s}" for i in range(arms) for s in range(seeds))
+    assert stage.slots * stage.ranks <= stage.nodes * per_node
+    assert (stage.tasks - 1) * stage.slots < len(stage.works) <= stage.tasks * stage.slots
+    # No idle half: one more run would not fit beside the others.
+    assert stage.nodes > 1 or (stage.slots + 1) * stage.ranks > per_node
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    for bad in (
+        {"gpus_per_run": 0},
+        {"gpus_per_run": 12},
+        {"gpus_per_run": 16, "nodes": 1},
+        {"gpus_per_run": 1, "nodes": 0},
+    ):
+        with pytest.raises(ConfigError):
+            Machines(**bad)
+
+
+@pytest.mark.parametrize(
+    "queue",
+    [{"partition": "gpu; rm -rf /"}, {"partition": "--wrap=x"}, {"account": "a\n#SBATCH --wrap=x"}, {"time": "12h"},
+     {"options": ["--comment=a b"]}, {"options": ["-p x"]}, {"options": ["--x=$(touch y)"]}, {"options": ["--x\n--y"]}],
+)  # fmt: skip
+def test_hostile_queue_words_are_refused(queue: dict) -> None:
+    with pytest.raises(ConfigError):
+        Queue(**queue)
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a'b", "/a$(x)", "/a%j", "/a\nb", "/a;b"])
+def test_paths_that_mean_something_to_a_script_are_refused(path: str) -> None:
+    with pytest.raises(ConfigError):
+        check_path(Path(path), what="--out")
+
+
+def test_scripts_say_what_slurm_must_know_and_parse(tmp_path: Path) -> None:
+    machines = Machines(4, 8, nodes=2)
+    found = build(study(), machines, out=str(tmp_path), study_file=f"{tmp_path}/study.yaml", ds_config=None)
+    queue = Queue("gpu", "me", "12:00:00", ["--constraint=h100"])
+    scripts = write(found, machines, queue)
+    text = scripts["arms"].read_text()
+    for line in ("--array=0-4%2", "--gpus-per-node=8", "--nodes=1", "--partition=gpu", "--account=me", "--time=12:00:00",
+                 "--signal=B:USR1@120", "--requeue", "--exclusive", "--constraint=h100"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text
+    # sbatch stops reading options at the first command
+    first = re.search(r"^[^#\n]", text, re.MULTILINE)
+    assert first is not None
+    assert "#SBATCH" not in text[first.start() :]
+    assert "#SBATCH --gpus-per-node" not in scripts["cache"].read_text()
+    assert "#SBATCH --array" not in scripts["report"].read_text()
+    assert json.loads((tmp_path / "jobs" / "graph.json").read_text())["stages"][1]["tasks"] == 5
+    for script in scripts.values():
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+        if shutil.which("shellcheck"):
+            said = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+            assert said.returncode == 0, said.stdout
+
+
+def test_work_is_read_as_it_is_written_and_nothing_else_is() -> None:
+    spec = study(arms=[{"name": "control", "objective": "mlm"}, {"name": "a.b-c", "objective": "mlm"}])
+    assert Work.parse("control:1", spec) == Work("train", "control", 1)
+    assert Work.parse("control:a.b-c:2", spec) == Work("control", "a.b-c", 2)
+    assert Work.parse("evaluation:control:3", spec) == Work("evaluation", "control", 3)
+    assert Work.parse("report", spec).name == "report"
+    for bad in ("", "a", "a:1", "control:9", "control:x", "../a:1", "control:1\n", "evaluation:control", "report:1"):
+        with pytest.raises(ConfigError):
+            Work.parse(bad, spec)
+
+
+# -- a stand-in for sbatch, that numbers jobs and remembers how it was called ------------------------------
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    log = tmp_path / "calls"
+    (folder / "sbatch").write_text(
+        f'#!/bin/bash\necho "$@" >> {log}\necho $((100 + $(wc -l < {log})))\n', encoding="ascii"
+    )
+    (folder / "sbatch").chmod(0o755 | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return log
+
+
+def test_submit_hands_the_graph_to_sbatch_with_its_dependencies(
+    tiny: TinyStudy, tmp_path: Path, sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        cli.main(["submit", "--study", str(tiny.file), "--gpus-per-run", "4", "--out", str(out), "--seeds", "1,2"]) == 0
+    )
+    calls = sbatch.read_text().splitlines()
+    assert [Path(call.split()[-1]).stem for call in calls] == ["cache", "arms", "evaluation", "report"]
+    assert "--dependency" not in calls[0]
+    for call, waits in zip(calls[1:], ("afterok:101", "afterany:102", "afterany:103"), strict=True):
+        assert f"--dependency={waits} " in call
+    assert json.loads((out / "jobs" / "submitted.json").read_text())["arms"] == "102"
+    said = capsys.readouterr().out
+    assert "8 × 4 GPU, 2 at once per task, 4 tasks" in said
+    assert "teacher: left out" in said
+    # Again: the same files, and nothing in the study's directory is in the way.
+    assert (
+        cli.main(
+            [
+                "submit",
+                "--study",
+                str(tiny.file),
+                "--gpus-per-run",
+                "4",
+                "--out",
+                str(out),
+                "--dry-run",
+                "--seeds",
+                "1,2",
+            ]
+        )
+        == 0
+    )
+    assert len(sbatch.read_text().splitlines()) == 4, "a dry run submits nothing"
+
+
+def test_submit_refuses_before_it_writes(tiny: TinyStudy, tmp_path: Path, root: Path) -> None:
+    out = tmp_path / "out"
+    for flags in (["--gpus-per-run", "0"], ["--gpus-per-run", "12"], ["--partition", "a b"], ["--time", "soon"]):
+        assert cli.main(["submit", "--study", str(tiny.file), "--out", str(out), *flags]) == 2
+    engine = ["--ds_config", str(root / "ds_configs" / "zero1_fp32.json"), "--gpus-per-run", "3"]
+    assert cli.main(["submit", "--study", str(tiny.file), "--out", str(out), *engine]) == 2, "8 sequences over 3 ranks"
+    assert cli.main(["submit", "--study", str(tiny.file), "--out", str(tmp_path / "a b")]) == 2
+    assert not out.exists()
