@@ -398,7 +398,18 @@ def test_the_page_is_small_and_knows_both_themes(tmp_path: Path) -> None:
 def test_the_quickstart_report_is_the_golden_one(finished) -> None:
     """Regenerate with ISOBUDGET_REGENERATE=1 after a change that is meant to move these figures, and say why."""
     _, report = finished
-    keys = ("format", "study", "budget", "baseline", "verdict", "summary", "probes", "declared_differences", "warnings", "alarms")
+    keys = (
+        "format",
+        "study",
+        "budget",
+        "baseline",
+        "verdict",
+        "summary",
+        "probes",
+        "declared_differences",
+        "warnings",
+        "alarms",
+    )
     seen = {key: report[key] for key in keys}
     seen["comparisons"] = [c for c in report["comparisons"] if c["metric"] == "readout.loss"]
     if os.environ.get("ISOBUDGET_REGENERATE"):

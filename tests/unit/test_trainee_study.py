@@ -110,7 +110,9 @@ def test_the_record_says_who_taught_and_how_it_compared_before_step_1(finished: 
 def test_a_teacher_worse_than_the_untrained_student_ends_the_run_before_step_1(
     tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.evaluate.mlm.evaluate", lambda subject, _, **__: {"mlm.loss": float(subject.shape.layers)})
+    monkeypatch.setattr(
+        "harness.evaluate.mlm.evaluate", lambda subject, _, **__: {"mlm.loss": float(subject.shape.layers)}
+    )
     teacher = {"path": str(tiny.teacher), "trained_on": "unknown"}
     file = tiny.write(tmp_path / "s.yaml", teacher=teacher)
     assert cli.main(["run", "--study", str(file), "--out", str(tmp_path / "run")]) == 3

@@ -1,0 +1,97 @@
+"""Laws of the benchmarks: parts add up, a loop that learns something else gets no figure, bad input names itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.bench import match, peers
+from harness.bench.breakdown import PARTS
+from harness.bench.scaling import packed, scale
+from harness.bench.timing import percentiles
+from harness.errors import ConfigError
+from tests.support.tiny import TinyStudy
+
+
+def test_percentiles_are_those_of_the_sorted_times() -> None:
+    found = percentiles([0.005, 0.001, 0.003, 0.002, 0.004, 0.010])
+    assert found == {"p20_ms": 2.0, "p50_ms": 3.0, "p80_ms": 5.0}
+
+
+def test_the_parts_of_a_step_are_told_and_drawn(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, figure = tmp_path / "bench.csv", tmp_path / "bench.svg"
+    flags = ["--steps", "2", "--json", "--csv", str(table), "--figure", str(figure)]
+    assert cli.main(["bench", "--study", str(tiny.file), *flags]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    for row in measured["arms"]:
+        parts = row["breakdown_ms"]
+        assert set(parts) == set(PARTS)
+        assert min(parts["backward"], parts["student forward"]) > 0
+        assert (parts["teacher"] > 0) == ("over_scratch" in row)
+        assert 0 < row["mfu"] < 1
+        assert 0 < row["step"]["p20_ms"] <= row["step"]["p50_ms"] <= row["step"]["p80_ms"]
+        assert row["engine_over_bare"] == pytest.approx(row["step"]["p50_ms"] / row["bare_step"]["p50_ms"])
+        assert row["tokens_per_s"] == pytest.approx(8 * 32 / row["step"]["p50_ms"] * 1e3)
+    assert measured["peak"]["flop_per_s"] > max(row["flop_per_s"] for row in measured["arms"])
+    with table.open(encoding="utf-8") as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == [row["name"] for row in measured["arms"]]
+    assert "<svg" in figure.read_text(encoding="utf-8")
+
+
+def test_peers_train_the_same_student(tiny: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--study", str(tiny.file), "--peers", "--steps", "4", "--json"]) == 0
+    objectives = json.loads(capsys.readouterr().out)["objectives"]
+    assert set(objectives) == {"mlm", "soft_targets", "minilmv2"}
+    for rows in objectives.values():
+        found = {row["name"]: row for row in rows}
+        assert found[match.OURS]["ok"]
+        assert found[match.OURS]["over_ours"] == 1.0
+        for row in rows:
+            assert ("step" in row) != ("why" in row)
+            assert row.get("ok", True) or "loss" in row["why"]
+    plain = next(row for row in objectives["mlm"] if row["name"] == "plain PyTorch loop")
+    assert plain["ok"]
+
+
+def test_a_loop_that_learnt_something_else_gets_no_figure() -> None:
+    rows = {
+        name: {"name": name, "held_out_loss": loss}
+        for name, loss in ((match.OURS, 5.0), ("plain", 5.0001), ("broken", 5.2))
+    }
+    match._judge(rows, {name: [0.1, 0.1] for name in rows}, tokens=100, tolerance=1e-3)
+    assert rows[match.OURS]["ok"]
+    assert rows["plain"]["over_ours"] == 1.0
+    assert "step" not in rows["broken"]
+    assert "5.2000" in rows["broken"]["why"]
+
+
+def test_every_peer_names_what_it_needs() -> None:
+    found = peers.discover()
+    assert {peer.NAME for peer in found} >= {"plain PyTorch loop", "Hugging Face Trainer", "TextBrewer", "torchdistill"}
+    for peer in found:
+        assert set(peer.OBJECTIVES) <= {"mlm", "soft_targets", "minilmv2"}
+        assert isinstance(peer.REQUIRES, tuple)
+
+
+@pytest.mark.parametrize("sizes", [[], [0, 1], [2, 1], [1, 1], [1, 3]])
+def test_impossible_sizes_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(ConfigError):
+        scale(sizes, sequences=16, steps=1, arguments=[])
+
+
+def test_a_packed_machine_runs_more_when_ranks_scale_badly() -> None:
+    table = {
+        "strong": [
+            {"ranks": 1, "tokens_per_s": {"a": 100.0}},
+            {"ranks": 2, "tokens_per_s": {"a": 120.0}},
+        ]
+    }
+    (row,) = packed(table, tokens={"a": 3600.0})
+    assert row["own_rank"] == 200.0
+    assert row["all_ranks"] == 120.0
