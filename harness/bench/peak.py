@@ -35,6 +35,20 @@ def measured_peak(device: torch.device, *, half: bool) -> dict[str, Any]:
     }
 
 
+def measured_bandwidth(device: torch.device) -> float:
+    """Bytes per second of the fastest of several copies of a large buffer, reads and writes both counted."""
+    source = torch.empty(2**28 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(ROUNDS[device.type]):
+        wait(device)
+        begun = time.perf_counter()
+        target.copy_(source)
+        wait(device)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * source.numel() * source.element_size() / best
+
+
 def memory_in_use(device: torch.device) -> dict[str, Any]:
     """The peak so far: of the device's allocator on a GPU, of the process without one."""
     if device.type == "cuda":

@@ -23,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="run Hugging Face's Trainer, plain and compiled loops, TextBrewer and torchdistill on the same weights and "
         "batches; DIR holds those installed with pip install --target",
     )  # fmt: skip
+    parser.add_argument(
+        "--kernels", nargs="?", const="", metavar="PART", help="time the kernels whose problem's name contains PART"
+    )
     parser.add_argument("--scaling", metavar="1,2,4", help="weak and strong scaling over these numbers of ranks")
 
 
@@ -34,10 +37,18 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         )
     if options.scaling is not None:
         return _scaling(options, study.batch.sequences)
-    from harness.engine import connect
+    from harness.engine import connect, device_of
 
     ranks = connect()
-    from harness import bench
+    if options.kernels is not None:
+        from harness.bench.kernels import measure_kernels, show_kernels
+
+        table = measure_kernels(device_of(ranks), only=options.kernels, rounds=options.steps)
+        if ranks.is_main:
+            print_json(table) if options.json else show_kernels(table)
+        return 0
+    from harness.bench.steps import measure
+    from harness.bench.table import show
     from harness.conduct import Conductor
     from harness.progress import Silent
     from harness.rundir import RunDirectory
@@ -55,10 +66,10 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         table = contend(conductor, steps=options.steps)
         print_json(table) if options.json else show_match(table)
         return 0
-    table = bench.measure(conductor, steps=options.steps)
+    table = measure(conductor, steps=options.steps)
     if ranks.is_main:
         _write(table, options)
-        print_json(table) if options.json else bench.show(table)
+        print_json(table) if options.json else show(table)
     ranks.barrier()
     return 0
 
@@ -96,10 +107,10 @@ def _add_path(folder: str) -> None:
 
 
 def _write(table: dict[str, Any], options: argparse.Namespace) -> None:
-    from harness import bench
-
     if options.csv:
-        bench.write_csv(table, Path(options.csv))
+        from harness.bench.table import write_csv
+
+        write_csv(table, Path(options.csv))
     if options.figure:
         from harness.bench.figure import draw
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.bench.kernels import relative_error
 
 Loss = Callable[..., Tensor]
 
@@ -65,14 +66,6 @@ def value_and_gradients(loss: Loss, inputs: Sequence[Tensor], trained: int) -> t
     value = loss(*leaves, *inputs[trained:])
     # An incoming gradient that is not 1: a backward that forgets it must fail.
     return value.detach(), list(torch.autograd.grad(3 * value, leaves))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖ in float64; below a norm of 0.001 the expected counts as noise around zero."""
-    actual, expected = actual.double(), expected.double()
-    error = float((actual - expected).norm()) / max(float(expected.norm()), 1e-3)
-    # Infinite rather than NaN: every comparison with NaN is false, and max() would pass over it.
-    return error if math.isfinite(error) else math.inf
 
 
 def worst_error(actual: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> tuple[float, float]:

@@ -171,7 +171,7 @@ def test_half_precision_on_a_gpu_chooses_triton_and_float32_says_why_not() -> No
 def test_the_fused_relation_loss_is_faster_than_plain_pytorch(
     relation_heads: int, sizes: tuple[int, int], goal: float
 ) -> None:
-    """PERFORMANCE.md's goals at B=256, T=128, 768/1024, bf16; the exact figures come from `tests.kernels.speed`."""
+    """PERFORMANCE.md's goals at B=256, T=128, 768/1024, bf16; the exact figures come from `bench --kernels`."""
     shape = Shape(256, 128, relation_heads, *sizes)
     loss, inputs, trained = problem("relation_kl", shape, torch.bfloat16)
 

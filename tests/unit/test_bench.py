@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness import cli
 from harness.bench import match, peers
 from harness.bench.breakdown import PARTS
+from harness.bench.kernels import relative_error
 from harness.bench.scaling import packed, scale
 from harness.bench.timing import percentiles
 from harness.errors import ConfigError
@@ -95,3 +97,14 @@ def test_a_packed_machine_runs_more_when_ranks_scale_badly() -> None:
     (row,) = packed(table, tokens={"a": 3600.0})
     assert row["own_rank"] == 200.0
     assert row["all_ranks"] == 120.0
+
+
+def test_kernels_are_timed_only_where_they_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--kernels", "scores B16", "--steps", "2", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert {row["backend"] for row in table["rows"]} == {"reference", "eager"}
+    for row in table["rows"]:
+        assert row["right"]
+        assert row["error"] < 1e-4
+        assert row["p50_ms"] > 0
+    assert relative_error(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import time
@@ -24,17 +25,14 @@ _MISSING = re.compile(r"operator torchvision::(\w+) does not exist")
 class Box:
     def __init__(self, contest: Contest) -> None:
         _import()
-        from torchdistill.core.distillation import DistillationBox
-
-        class OneStage(DistillationBox):
-            """DistillationBox leaves advancing to its subclasses; a contest has one stage."""
+        box: Any = importlib.import_module("torchdistill.core.distillation").DistillationBox
 
         self.model: nn.Module = contest.student()
         self._device = contest.device
         self._autocast = contest.autocast
         side = {"forward_proc": "forward_batch_only_as_kwargs"}
         recipe = contest.recipe
-        self._box: Any = OneStage(
+        self._box: Any = box(
             contest.teacher, self.model, {},
             {
                 "num_epochs": 1,
@@ -78,8 +76,7 @@ def _import() -> None:
     """
     while True:
         try:
-            import torchvision  # noqa: F401
-
+            importlib.import_module("torchvision")
             break
         except RuntimeError as error:
             name = _MISSING.search(str(error))
@@ -89,10 +86,9 @@ def _import() -> None:
             _LIBRARY[-1].define(f"{name[1]}() -> ()")
             for module in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
                 del sys.modules[module]
-    from torchdistill.losses.registry import MIDDLE_LEVEL_LOSS_DICT, register_mid_level_loss
-
-    if _LOSS not in MIDDLE_LEVEL_LOSS_DICT:
-        register_mid_level_loss(key=_LOSS)(_SoftTargets)
+    losses: Any = importlib.import_module("torchdistill.losses.registry")
+    if _LOSS not in losses.MIDDLE_LEVEL_LOSS_DICT:
+        losses.register_mid_level_loss(key=_LOSS)(_SoftTargets)
 
 
 # A library's definitions live as long as the object does.

@@ -1,34 +1,33 @@
-"""Time the kernels' implementations side by side, beside the floor the hardware sets.
+"""The kernels' implementations side by side, beside the floor the hardware sets.
 
-    python -m tests.kernels.speed                      # this CPU, the quickstart's shapes
-    python -m tests.kernels.speed --device cuda        # a GPU, PERFORMANCE.md's shapes
-    python -m tests.kernels.speed --json times.json --only relation
-
-Forward and backward together, implementations taken in turn so that other load hits all alike; the first rounds are
-dropped (--warmup), the 20th, 50th and 80th percentile of the rest reported. An implementation whose loss or gradient
-differs from the definition's gets no time. A GPU's floor is the largest of matrix products over --tflops, bytes over
---bandwidth and exponentials over 16 per clock and SM; a CPU has none printed.
+Forward and backward together, implementations taken in turn so that other load hits all alike; percentiles after a
+warm-up. An implementation whose loss or gradient differs from the definition's gets no time. A GPU's floor is the
+largest of products over the measured matrix peak, bytes over the measured bandwidth, and exponentials over 16 per clock
+and multiprocessor; without a GPU no floor is claimed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.bench.peak import measured_bandwidth, measured_peak
+from harness.bench.timing import percentiles, wait
 from harness.kernels.attention_kl import op as attention
 from harness.kernels.relation_kl import op as relation
 from harness.kernels.score_mse import op as score
 from harness.kernels.soft_cross_entropy import op as soft
 
-from .problems import worst_error
+# A bf16 or fp16 gradient is rounded to a share of 2⁻⁸ before it is summed; fp32 ones differ by the sums' order.
+TOLERANCE = {True: 0.03, False: 1e-4}
+WARM_UP = 3
+EXPONENTIALS_PER_CLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -50,24 +49,12 @@ class Problem:
     run: Callable[[str], tuple[Tensor, list[Tensor]]]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One row: milliseconds at three percentiles, the error against the definition, the peak of extra memory."""
-
-    problem: str
-    backend: str
-    p20_ms: float
-    p50_ms: float
-    p80_ms: float
-    error: float
-    floor_ms: float | None
-    extra_mib: float | None
-
-    def __str__(self) -> str:
-        floor = "" if self.floor_ms is None else f"  {self.p50_ms / self.floor_ms:5.1f} × floor {self.floor_ms:.3f} ms"
-        memory = "" if self.extra_mib is None else f"  +{self.extra_mib:.0f} MiB"
-        times = f"{self.p20_ms:8.3f} {self.p50_ms:8.3f} {self.p80_ms:8.3f} ms"
-        return f"{self.problem:46s} {self.backend:10s} {times}  error {self.error:.0e}{floor}{memory}"
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64; below a norm of 0.001 the expected counts as noise around zero."""
+    actual, expected = actual.double(), expected.double()
+    error = float((actual - expected).norm()) / max(float(expected.norm()), 1e-3)
+    # Infinite rather than NaN: every comparison with NaN is false, and max() would pass over it.
+    return error if math.isfinite(error) else math.inf
 
 
 def with_gradients(loss: Callable[..., Tensor], leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -172,85 +159,110 @@ def problems(device: str) -> Iterator[Problem]:
     yield soft_problem(4915, 30522, (768, 1024), 2.0, torch.bfloat16, device)
 
 
-def floor_ms(work: Work, arguments: argparse.Namespace) -> float | None:
+def floor_ms(work: Work, hardware: dict[str, float] | None) -> float | None:
     """The least time the hardware allows, in milliseconds; None on a CPU."""
-    if arguments.device == "cpu":
+    if hardware is None:
         return None
-    properties = torch.cuda.get_device_properties(0)
-    exponentials_per_s = 16 * properties.multi_processor_count * arguments.clock_ghz * 1e9
     bounds = (
-        work.flops / (arguments.tflops * 1e12), work.bytes / (arguments.bandwidth * 1e12),
-        work.exponentials / exponentials_per_s,
+        work.flops / hardware["flop_per_s"], work.bytes / hardware["bytes_per_s"],
+        work.exponentials / hardware["exponentials_per_s"],
     )  # fmt: skip
     return 1e3 * max(bounds)
 
 
-def measure(problem: Problem, arguments: argparse.Namespace) -> Iterator[Timing]:
+def hardware_bounds(device: torch.device) -> dict[str, float] | None:
+    """What this GPU was measured to reach just now; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    facts = torch.cuda.get_device_properties(device)
+    return {
+        "flop_per_s": measured_peak(device, half=True)["flop_per_s"],
+        "bytes_per_s": measured_bandwidth(device),
+        "exponentials_per_s": EXPONENTIALS_PER_CLOCK * facts.multi_processor_count * 1e6 * _sm_mhz(),
+    }
+
+
+def _sm_mhz() -> float:
+    """The clock under load, read after the peak was measured; the nominal one where NVML does not tell."""
+    try:
+        return float(torch.cuda.clock_rate())
+    except (ModuleNotFoundError, RuntimeError):
+        return 1700.0
+
+
+def measure_kernels(device: torch.device, *, only: str, rounds: int) -> dict[str, Any]:
+    """Time every problem whose name contains `only`.
+
+    Returns one JSON object: the hardware's bounds and a row per problem and implementation, with `error` against the
+    definition; a wrong implementation has no times.
+    """
+    bounds = hardware_bounds(device)
+    rows = [
+        row
+        for problem in problems(device.type)
+        if only in problem.name
+        for row in _rows(problem, device, bounds, rounds)
+    ]
+    return {"bounds": bounds, "rule": f"{WARM_UP} warm-up rounds, then {rounds} timed, in turns", "rows": rows}
+
+
+def _rows(
+    problem: Problem, device: torch.device, bounds: dict[str, float] | None, rounds: int
+) -> Iterator[dict[str, Any]]:
     """Check every implementation against the definition, then time the right ones in turn."""
-    cuda = arguments.device == "cuda"
-    expected = problem.run("reference")
-    tolerance = 1e-4 if "float32" in problem.name else 0.03
-    errors, memory = {}, {}
+    loss, gradients = problem.run("reference")
+    rows: dict[str, dict[str, Any]] = {}
     for backend in problem.backends:
-        if cuda:
+        before = 0
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        errors[backend] = max(worst_error(problem.run(backend), expected))
-        if cuda:
-            memory[backend] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    right = [backend for backend in problem.backends if errors[backend] < tolerance]
-    for backend in set(problem.backends) - set(right):
-        print(f"{problem.name:46s} {backend:10s} WRONG: error {errors[backend]:.1e}, so no time is printed")
-    times: dict[str, list[float]] = {backend: [] for backend in right}
-    for index in range(arguments.warmup + arguments.rounds):
-        for backend in right:
-            if cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
+        value, found = problem.run(backend)
+        error = max(relative_error(value, loss), *(relative_error(a, e) for a, e in zip(found, gradients, strict=True)))
+        rows[backend] = {
+            "problem": problem.name,
+            "backend": backend,
+            "error": error,
+            "right": error < TOLERANCE["float32" not in problem.name],
+        }
+        if device.type == "cuda":
+            rows[backend]["extra_bytes"] = torch.cuda.max_memory_allocated() - before
+    times: dict[str, list[float]] = {backend: [] for backend, row in rows.items() if row["right"]}
+    for number in range(WARM_UP + rounds):
+        for backend, seen in times.items():
+            wait(device)
+            begun = time.perf_counter()
             problem.run(backend)
-            if cuda:
-                torch.cuda.synchronize()
-            if index >= arguments.warmup:
-                times[backend].append(1e3 * (time.perf_counter() - start))
-    for backend in right:
-        ordered = sorted(times[backend])
-        p20, p50, p80 = (ordered[int(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8))
-        yield Timing(
-            problem.name, backend, p20, p50, p80, errors[backend], floor_ms(problem.work, arguments), memory.get(backend)
-        )  # fmt: skip
+            wait(device)
+            if number >= WARM_UP:
+                seen.append(time.perf_counter() - begun)
+    for backend, row in rows.items():
+        if backend in times:
+            row |= percentiles(times[backend])
+            floor = floor_ms(problem.work, bounds)
+            row |= {"floor_ms": floor, "over_floor": row["p50_ms"] / floor if floor else None}
+    for backend, row in rows.items():
+        if backend in times:
+            row["faster_than_reference"] = rows["reference"]["p50_ms"] / row["p50_ms"]
+    yield from rows.values()
 
 
-def main() -> None:
-    """Print one row per problem and implementation, and write them as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", default="", help="problems whose name contains this")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tflops", type=float, default=790, help="matrix peak (default: measured on an H200)")
-    parser.add_argument("--bandwidth", type=float, default=4.3, help="memory, TB/s (default: measured on an H200)")
-    parser.add_argument("--clock-ghz", type=float, default=1.7, help="SM clock under load")
-    parser.add_argument("--json", help="write the rows here")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    hardware = (
-        torch.cuda.get_device_name(0) if arguments.device == "cuda" else platform.processor() or platform.machine()
-    )
-    load = os.getloadavg()[0]
-    print(
-        f"{hardware}, torch {torch.__version__}, {arguments.threads} threads, load {load:.1f}; p20 p50 p80 of {arguments.rounds}"
-    )
-    rows = []
-    for problem in problems(arguments.device):
-        if arguments.only in problem.name:
-            for timing in measure(problem, arguments):
-                print(timing, flush=True)
-                rows.append(asdict(timing))
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"hardware": hardware, "torch": torch.__version__, "rows": rows}, file, indent=1)
+def show_kernels(table: dict[str, Any]) -> None:
+    """Print one line per problem and implementation."""
+    from rich.console import Console
+    from rich.table import Table
 
-
-if __name__ == "__main__":
-    main()
+    console = Console()
+    for problem in dict.fromkeys(row["problem"] for row in table["rows"]):
+        view = Table(title=problem, title_justify="left")
+        for heading in ("backend", "p50, ms", "p20–p80", "faster", "over floor", "error"):
+            view.add_column(heading, justify="left" if heading == "backend" else "right", no_wrap=True)
+        for row in (row for row in table["rows"] if row["problem"] == problem):
+            times = (
+                [f"{row['p50_ms']:.3f}", f"{row['p20_ms']:.3f}–{row['p80_ms']:.3f}"] if row["right"] else ["wrong", ""]
+            )
+            faster, over = row.get("faster_than_reference"), row.get("over_floor")
+            shares = [f"{share:.1f}×" if share else "–" for share in (faster, over)]
+            view.add_row(row["backend"], *times, *shares, f"{row['error']:.0e}")
+        console.print(view)
+    console.print(table["rule"], highlight=False)
