@@ -10,8 +10,10 @@ from harness.commands._study import print_json
 def show_report(directory: Path, *, as_json: bool) -> None:
     """Rebuild the report and print its verdict."""
     from harness.report import build_report, summary_lines
+    from harness.report.model_card import write_cards
 
     table = build_report(directory)
+    write_cards(directory)
     if as_json:
         print_json(table)
         return

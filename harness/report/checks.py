@@ -126,18 +126,18 @@ def _copied(analysis: Analysis, arm: Arm) -> Iterator[Alarm]:
     sizes = [arm.mean("parameters"), baseline.mean("parameters")]
     if None in sizes or abs((sizes[0] or 0) / (sizes[1] or 1) - 1) > _SAME_SIZE:
         return
-    head = "mlm" if arm.head_trained and baseline.head_trained else "readout"
-    mine, theirs = _repeated(arm.done, head), _repeated(baseline.done, head)
+    heads = ("mlm", "clm") if arm.head_trained and baseline.head_trained else ("readout",)
+    mine, theirs = _repeated(arm.done, heads), _repeated(baseline.done, heads)
     if mine and theirs and min(e for e, _ in (*mine, *theirs)) > 0:
         errors = round(min(e for e, _ in (*mine, *theirs)))
         copied = Copied(errors, statistics.fmean(s for _, s in mine), statistics.fmean(s for _, s in theirs))
         yield from alarms.copies_errors(copied, arm=arm.name, baseline=baseline.name)
 
 
-def _repeated(runs: list[Run], head: str) -> list[tuple[float, float]]:
-    """(the teacher's errors, the share repeated) of every run that was asked."""
+def _repeated(runs: list[Run], heads: tuple[str, ...]) -> list[tuple[float, float]]:
+    """(the teacher's errors, the share repeated by one of these heads) of every run that was asked."""
     rows = [mapping(run.record.get("copied")) for run in runs]
-    pairs = [(number(row.get("errors")), number(row.get(head))) for row in rows]
+    pairs = [(number(row.get("errors")), number(row.get(head))) for row in rows for head in heads if head in row]
     return [(errors, share) for errors, share in pairs if errors is not None and share is not None]
 
 

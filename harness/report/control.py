@@ -49,22 +49,25 @@ def splits(analysis: Analysis) -> list[Split]:
     if baseline is None:
         return []
     found: list[Split] = []
-    grouped: dict[str, list[Run]] = defaultdict(list)
+    grouped: dict[tuple[str, str | None], list[Run]] = defaultdict(list)
     for run in analysis.source.controls:
-        if run.done:
-            grouped[run.arm].append(run)
+        if run.done and run.control:
+            of = run.control.get("of")
+            grouped[run.arm, str(of) if of else None].append(run)
     base = _by_seed(baseline.done)
     for arm in analysis.arms:
         if arm.baseline:
             continue
         mine = _by_seed(arm.done)
-        for name, runs in grouped.items():
+        for (name, of), runs in grouped.items():
+            if of not in (None, arm.name, baseline.name):
+                continue  # another contender's control
             controls = _by_seed(runs)
             seeds = sorted(set(base) & set(mine) & set(controls))
             kind = _kind(arm, baseline, [(base[s], mine[s], controls[s]) for s in seeds])
             if not seeds or kind is None:
                 continue
-            label = f"{name} (control)" if name in (arm.name, baseline.name) else name
+            label = f"{name} at {(arm if kind == 'baseline' else baseline).name}'s tokens"
             scores = {
                 baseline.name: _scores(base, seeds, metric),
                 arm.name: _scores(mine, seeds, metric),
@@ -76,7 +79,7 @@ def splits(analysis: Analysis) -> list[Split]:
             pairs = [(arm.name, baseline.name), equal, dear]
             net, gain, price = compare(scores, pairs, metric=metric, family="control")
             tokens = statistics.fmean(number(controls[s].record.get("tokens")) or 0.0 for s in seeds)
-            found.append(Split(arm.name, baseline.name, name, tokens, net, gain, price))
+            found.append(Split(arm.name, baseline.name, label, tokens, net, gain, price))
     return found
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from harness.compare import Comparison, Scores, against_baseline
 from harness.report import numbers
 from harness.report.axis import scale_of
-from harness.report.source import Json, Run, number
+from harness.report.source import Json, Run, mapping, number
 from harness.report.verdict import Verdict, headline, judge
 from harness.units import Unit
 
@@ -32,7 +32,7 @@ Flip = Literal["no", "possible", "yes", "unknown"]
 Points = list[tuple[float, float]]
 WORDS = {Unit.FLOP: "FLOPs", Unit.GPU_SECOND: "device time"}
 # What can stand in for a deciding score that was not evaluated along the way.
-STAND_IN = ("mlm.loss",)
+STAND_IN = ("mlm.loss", "clm.loss")
 # Arms whose costs differ by less than this cost the same.
 SAME_COST = 0.005
 
@@ -127,6 +127,8 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
 def _total(run: Run, unit: Unit) -> float | None:
     """What a run's charged accounts took in a unit: from its ledger, else from its record."""
     found = run.path.total(unit.value)
+    if found is None:
+        found = number(mapping(run.record.get("charged_in")).get(unit.value))
     if found is None and unit is Unit.GPU_SECOND:
         found = number(run.record.get("seconds"))
     return found
@@ -163,7 +165,7 @@ def _scores(
 
 def _basis(analysis: Analysis, metric: str, scores: Scores) -> str:
     label = numbers.label(metric)
-    if metric == analysis.main and metric != "mlm.loss":
+    if metric == analysis.main and metric not in STAND_IN:
         text = f"{label} from the learning curves"
     elif metric == analysis.main:
         text = f"{label} from the learning curves, on validation text; at its own end each arm's is on test text"

@@ -29,6 +29,7 @@ class Run:
     arm: str
     seed: int
     record: Json
+    folder: Path
     steps: list[Json]
     evaluations: list[Json]
     path: LedgerPath = field(default_factory=LedgerPath)
@@ -100,7 +101,7 @@ def read(directory: Path) -> Source:
         )
     problems: list[str] = []
     study = mapping(_yaml(directory / "study.yaml", problems))
-    folders = sorted(directory.glob("arms/*/seed-*"))
+    folders = sorted([*directory.glob("arms/*/seed-*"), *directory.glob("controls/*/*/seed-*")])
     if not study and not folders:
         raise ConfigError(
             f"run directory {str(directory)!r}",
@@ -115,8 +116,9 @@ def read(directory: Path) -> Source:
     runs = [run for folder in folders if folder.is_dir() and (run := _run(folder, problems, charged)) is not None]
     order = {arm.get("name"): i for i, arm in enumerate(arms_of(study))}
     runs.sort(key=lambda run: (order.get(run.arm, len(order)), run.arm, run.seed))
+    # An unfinished control has no record yet; its folder tells it from a contestant.
     controls = [run for run in runs if run.control]
-    runs = [run for run in runs if not run.control]
+    runs = [run for run in runs if not run.control and "controls" not in run.folder.parts[-4:]]
     named = (files["environment"], files["status"], files["references"])
     return Source(directory, study, *named, runs, problems, controls)
 
@@ -147,6 +149,7 @@ def _run(folder: Path, problems: list[str], charged: list[str]) -> Run | None:
         arm=name if isinstance(name, str) and name else folder.parent.name,
         seed=int(suffix),
         record=record,
+        folder=folder,
         steps=[row for row in rows if "loss" in row],
         evaluations=[row for row in rows if any(str(key).startswith(CURVES) for key in row)],
         path=path,
@@ -156,7 +159,8 @@ def _run(folder: Path, problems: list[str], charged: list[str]) -> Run | None:
 def _place(path: Path) -> str:
     """A file's place inside the study directory, for a reader."""
     parts = path.parts
-    return "/".join(parts[parts.index("arms") :]) if "arms" in parts else path.name
+    start = next((i for i, part in enumerate(parts) if part in ("arms", "controls")), None)
+    return path.name if start is None else "/".join(parts[start:])
 
 
 def _yaml(path: Path, problems: list[str]) -> Any:

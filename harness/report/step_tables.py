@@ -99,9 +99,9 @@ def energy(analysis: Analysis) -> Table:
             told = mapping(run.record.get("energy"))
             if not told:
                 continue
-            joules, error = number(told.get("joules")), number(told.get("uncertainty_j"))
+            joules, error = number(told.get("joule")), number(told.get("uncertainty_j"))
             coverage = number(told.get("coverage"))
-            carbon = number(told.get("co2_eq_g"))
+            carbon = number(told.get("carbon_g"))
             rows.append(
                 [
                     arm_cell(arm, bare=True),

@@ -192,14 +192,12 @@ def test_a_control_splits_the_difference_into_gain_and_price_and_is_no_contestan
     objective = of.objective if isinstance(of.objective, dict) else {"name": of.objective}
     for seed in (1, 2, 3):
         folder = write_run(directory, ARMS[3], seed)
-        target = directory / "arms" / "control" / f"seed-{seed}"
-        target.parent.mkdir(exist_ok=True)
+        target = directory / "controls" / "equal_tokens" / "soft_targets" / f"seed-{seed}"
+        target.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(target)
         scores = {"readout.loss": 4.6 + 0.01 * seed}
-        control = {"kind": "equal_tokens", "of": of.name}
-        edit_record(
-            target, name="control", control=control, objective=objective, tokens=tokens[like.name], scores=scores
-        )
+        control = {"kind": "equal_tokens", "arm": of.name, "of": like.name}
+        edit_record(target, name=of.name, control=control, objective=objective, tokens=tokens[like.name], scores=scores)
     (directory / "arms" / "tinybert").rmdir()
     report = build_report(directory)
     assert {run["name"] for run in report["arms"]} == {base.name, arm.name}
@@ -280,7 +278,7 @@ def test_overrides_energy_and_glue_reach_every_form_of_the_report(tmp_path: Path
         for seed in (1, 2, 3):
             by_seed = {"1": score + 0.01 * seed, "2": score + 0.02, "3": score - 0.013 * seed}
             task = {"score": sum(by_seed.values()) / 3, "by_seed": by_seed, "lr": 5e-5, "batch": 32, "at_edge": True}
-            energy = {"joules": 1234.0, "source": "NVML counter", "coverage": 0.97, "uncertainty_j": 12.0}
+            energy = {"joule": 1234.0, "source": "NVML counter", "coverage": 0.97, "uncertainty_j": 12.0}
             folder = directory / f"arms/{arm}/seed-{seed}"
             scores = json.loads((folder / "record.json").read_text())["scores"]
             glue = {"tasks": {"cola": task}, "recipe": {"seeds": [1, 2, 3], "chosen_on": "a held-out part of train"}}
@@ -303,6 +301,6 @@ def test_overrides_energy_and_glue_reach_every_form_of_the_report(tmp_path: Path
 
 def test_energy_that_was_not_measured_is_never_printed_as_0(tmp_path: Path) -> None:
     directory = write_study(tmp_path / "s", seeds=1, arms=ARMS[:1])
-    edit_record(directory / "arms/no_kd/seed-1", energy={"joules": None, "source": None})
+    edit_record(directory / "arms/no_kd/seed-1", energy={"joule": None, "source": None})
     build_report(directory)
     assert "not measured" in (directory / "report.html").read_text()

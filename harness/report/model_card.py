@@ -1,0 +1,244 @@
+"""The model card of an exported student: what made it, what that cost, how it scores, and what of it is untrained.
+
+A card is README.md beside the weights, with the Hub's YAML header, written once scores are known and rewritten
+whenever the report is. Nothing unknown is given as 0: without an energy meter there is no figure of carbon.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.budget import Account
+from harness.report import numbers
+from harness.report.arms import objective_words
+from harness.report.cells import account_name
+from harness.report.markdown import escape
+from harness.report.source import Json, Run, Source, mapping, number, read
+from harness.units import Unit
+
+CARD = "README.md"
+# Scores by the student's own head.
+OWN_HEAD = ("mlm.", "clm.")
+# Untrained parameters are named up to this many.
+NAMED = 12
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+
+def write_cards(root: Path) -> list[Path]:
+    """Write a card beside every finished student of a study directory; returns the cards.
+
+    Raises:
+        ConfigError: `root` holds no study.
+    """
+    source = read(root)
+    written: list[Path] = []
+    for run in (*source.runs, *source.controls):
+        folder = run.folder / "student"
+        if run.done and (folder / "config.json").is_file():
+            temporary = folder / f".{CARD}.tmp"
+            temporary.write_text(card(source, run), encoding="utf-8")
+            os.replace(temporary, folder / CARD)
+            written.append(folder / CARD)
+    return written
+
+
+def card(source: Source, run: Run) -> str:
+    """The whole card: YAML header and body."""
+    header = yaml.safe_dump(front_matter(source, run), sort_keys=False, allow_unicode=True)
+    return f"---\n{header}---\n\n" + "\n".join(_body(source, run)) + "\n"
+
+
+def front_matter(source: Source, run: Run) -> Json:
+    """What the Hub reads: task, tags, data, scores and, where energy was measured, its carbon in grams."""
+    causal = _causal(run)
+    header: Json = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation" if causal else "fill-mask",
+        "tags": ["isobudget", "knowledge-distillation" if run.record.get("teacher") else "pretraining"],
+    }
+    names = [str(part.get("path")) for part in _sources(source)]
+    hub = [name for name in names if _HUB_NAME.match(name) and not Path(name).exists()]
+    if hub:
+        header["datasets"] = hub
+    emissions = _emissions(source, run)
+    if emissions:
+        header["co2_eq_emissions"] = emissions
+    results = [
+        {"type": metric, "name": numbers.label(metric), "value": value}
+        for metric, value in run.scores.items()
+        if value is not None and _belongs(run, metric)
+    ]
+    if results:
+        task = {"type": header["pipeline_tag"]}
+        dataset = {"name": ", ".join(names) or "unknown", "type": hub[0] if hub else "own"}
+        name = f"{source.study.get('name', 'study')}-{run.arm}-seed-{run.seed}"
+        header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": results}]}]
+    return header
+
+
+def _body(source: Source, run: Run) -> Iterator[str]:
+    record, study = run.record, source.study
+    yield f"# {escape(run.arm)}, seed {run.seed}, of the study {escape(study.get('name', 'unknown'))}"
+    yield ""
+    yield from _summary(source, run)
+    untrained = [str(name) for name in record.get("untrained_parameters") or []]
+    if untrained or not record.get("head_trained", True):
+        yield from _untrained(record, untrained)
+    yield from _section("Scores", ("score", "value"), _scores(run))
+    yield from _section("Cost", ("account", "FLOPs", "device time", "charged"), _accounts(source, run))
+    energy = mapping(record.get("energy"))
+    if number(energy.get("joule")) is not None:
+        error = number(energy.get("uncertainty_j"))
+        spread = "" if error is None else f" ± {numbers.cost(error, Unit.JOULE)}"
+        coverage = number(energy.get("coverage"))
+        share = "" if coverage is None else f", covering {coverage:.0%} of the device time"
+        yield (
+            f"Energy: {numbers.cost(number(energy.get('joule')), Unit.JOULE)}{spread}, "
+            f"read from {escape(energy.get('source'))}{share}."
+        )
+    else:
+        yield "Energy was not measured."
+    yield ""
+    yield from _section("Data", ("fact", "value"), _data(source, run))
+    for warning in run.warnings:
+        yield f"- {escape(warning)}"
+    yield ""
+    yield from _loading(run)
+
+
+def _summary(source: Source, run: Run) -> Iterator[str]:
+    student = mapping(source.study.get("student"))
+    shape = ", ".join(f"{key} {student[key]}" for key in ("family", "layers", "hidden", "heads") if key in student)
+    yield (
+        f"A student of {numbers.short(number(run.record.get('parameters')))} parameters ({escape(shape)}), trained with the "
+        f"objective {escape(objective_words(run.record.get('objective')))}. Its budget: {escape(source.study.get('budget'))}. "
+        "Trained by IsoBudget, which asks whether distilling or pretraining from scratch gives the better student at the "
+        "same cost."
+    )
+    teacher = mapping(run.record.get("teacher"))
+    if teacher:
+        yield ""
+        yield f"Teacher: {escape(teacher.get('path'))}, trained on {escape(teacher.get('trained_on'))} data."
+    control = run.control
+    if control:
+        yield ""
+        yield f"This is a control ({escape(control.get('kind'))}), no contestant of the study."
+    yield ""
+
+
+def _untrained(record: Json, names: list[str]) -> Iterator[str]:
+    yield "## Untrained parts"
+    yield ""
+    if not record.get("head_trained", True):
+        yield "**Its language-model head was never trained**: what it predicts at a mask is noise. Fine-tune the body."
+        yield ""
+    if names:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        yield f"No gradient reached {', '.join(f'`{escape(n)}`' for n in names[:NAMED])}{more}."
+        yield ""
+
+
+def _scores(run: Run) -> list[tuple[str, ...]]:
+    return [
+        (escape(numbers.label(metric)), numbers.score(value, metric))
+        for metric, value in run.scores.items()
+        if value is not None and _belongs(run, metric)
+    ]
+
+
+def _belongs(run: Run, metric: str) -> bool:
+    """A head that was never trained has no scores, and the layer of a read-out is none."""
+    return not metric.endswith(".layer") and (
+        bool(run.record.get("head_trained", True)) or not metric.startswith(OWN_HEAD)
+    )
+
+
+def _accounts(source: Source, run: Run) -> list[tuple[str, ...]]:
+    charged = mapping(source.study.get("accounting")).get("charged") or []
+    accounts = {name: mapping(units) for name, units in mapping(run.record.get("accounts")).items()}
+    order = [*(a for a in Account.__members__ if a in accounts), *(a for a in accounts if a not in Account.__members__)]
+    return [
+        (
+            escape(account_name(name)),
+            numbers.cost(number(accounts[name].get(Unit.FLOP.value)), Unit.FLOP),
+            numbers.cost(number(accounts[name].get(Unit.GPU_SECOND.value)), Unit.GPU_SECOND),
+            "yes" if name in charged else "no",
+        )
+        for name in order
+    ]
+
+
+def _data(source: Source, run: Run) -> list[tuple[str, ...]]:
+    record = run.record
+    epochs = number(record.get("epochs"))
+    hardware = mapping(source.environment.get("hardware"))
+    devices = hardware.get("gpus") or hardware.get("cpu") or hardware.get("name")
+    rows = [
+        ("sources", ", ".join(str(part.get("path")) for part in _sources(source))),
+        ("corpus", record.get("corpus")),
+        ("tokens seen", numbers.count(number(record.get("tokens")))),
+        ("of them unique", numbers.count(number(record.get("unique_tokens")))),
+        ("epochs", None if epochs is None else f"{epochs:.2f}"),
+        ("steps", numbers.count(number(record.get("steps")))),
+        ("hardware", devices),
+        ("code", source.environment.get("git_commit")),
+    ]
+    return [(name, escape(value)) for name, value in rows if value]
+
+
+def _loading(run: Run) -> Iterator[str]:
+    kind = "AutoModelForCausalLM" if _causal(run) else "AutoModelForMaskedLM"
+    yield "## Loading"
+    yield ""
+    yield "```python"
+    yield f"from transformers import {kind}, AutoTokenizer"
+    yield ""
+    yield f'model = {kind}.from_pretrained(".")'
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    yield "```"
+
+
+def _section(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    if rows:
+        yield f"## {title}"
+        yield ""
+        yield f"| {' | '.join(columns)} |"
+        yield f"|{' --- |' * len(columns)}"
+        for row in rows:
+            yield f"| {' | '.join(row)} |"
+        yield ""
+
+
+def _emissions(source: Source, run: Run) -> Json:
+    energy = mapping(run.record.get("energy"))
+    grams = number(energy.get("carbon_g"))
+    if grams is None:
+        return {}
+    found: dict[str, Any] = {"emissions": grams, "training_type": "pre-training"}
+    found["source"] = f"IsoBudget: {energy.get('source')} × {energy.get('grid_g_per_kwh')} g/kWh"
+    hardware = mapping(source.environment.get("hardware"))
+    devices = hardware.get("gpus") or hardware.get("cpu")
+    if devices:
+        found["hardware_used"] = ", ".join(map(str, devices)) if isinstance(devices, list) else str(devices)
+    return found
+
+
+def _causal(run: Run) -> bool:
+    """Whether the student predicts next tokens, as its own config says."""
+    try:
+        config = mapping(json.loads((run.folder / "student" / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or [])
+
+
+def _sources(source: Source) -> list[Json]:
+    listed = mapping(source.study.get("data")).get("sources")
+    return [part for part in listed if isinstance(part, dict)] if isinstance(listed, list) else []
