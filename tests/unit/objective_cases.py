@@ -19,10 +19,10 @@ from harness.objectives.base import Objective, Options, discover
 VOCAB = 37
 
 
-def shape(*, layers: int, hidden: int, heads: int) -> Shape:
+def shape(*, layers: int, hidden: int, heads: int, kv_heads: int = 0) -> Shape:
     return Shape(
         family="bert", layers=layers, hidden=hidden, heads=heads, intermediate=4 * hidden, vocab=VOCAB,
-        embedding=hidden, max_length=64,
+        embedding=hidden, max_length=64, kv_heads=kv_heads,
     )  # fmt: skip
 
 
@@ -40,11 +40,13 @@ class Case:
     teacher: Shape = TEACHER
     lengths: tuple[int, ...] = (7, 7)
     length: int = 7
+    causal: bool = False
 
     def __str__(self) -> str:
-        changes = [f"{k}={v}" for k, v in self.options.items()]
+        changes = ["causal"] if self.causal else []
+        changes += [f"{k}={v}" for k, v in self.options.items()]
         if self.student != STUDENT or self.teacher != TEACHER:
-            changes += [f"{s.layers}x{s.hidden}h{s.heads}" for s in (self.student, self.teacher)]
+            changes += [f"{s.layers}x{s.hidden}h{s.heads}k{s.kv_heads}" for s in (self.student, self.teacher)]
         return "-".join([self.name, *changes, "pads" if self.padded else "packed"])
 
     @property
@@ -54,11 +56,26 @@ class Case:
     def objective(self) -> Objective:
         kind = discover()[self.name]
         options: Options = kind.Options.model_validate(self.options)
-        return kind(options, self.student, self.teacher)
+        return kind(options, *self.shapes)
+
+    @property
+    def shapes(self) -> tuple[Shape, Shape]:
+        """Student and teacher, seeing both sides or their past only."""
+        return replace(self.student, causal=self.causal), replace(self.teacher, causal=self.causal)
 
     def with_pads(self) -> Case:
         # The short one first: behind it, a token's row and its place in the padded batch are two numbers.
         return replace(self, lengths=(max(2, self.length - 4), self.length), length=self.length)
+
+
+def directions(name: str) -> list[bool]:
+    """Whether causal, for every kind of model that this objective is defined for."""
+    return {"either": [False, True], "masked": [False], "causal": [True]}[discover()[name].reads]
+
+
+def every_case(**changes: Any) -> list[Case]:
+    """Each discovered objective with its default options, once for every kind of model it is defined for."""
+    return [Case(name, causal=causal, **changes) for name in sorted(discover()) for causal in directions(name)]
 
 
 @dataclass
@@ -104,6 +121,7 @@ def signal_tensors(signals: Signals) -> dict[str, Tensor]:
     found = {f"state {n}": s for n, s in signals.states.items()}
     for n, qkv in signals.qkv.items():
         found.update({f"{part} {n}": x for part, x in zip("qkv", qkv, strict=True)})
+    found |= {f"{part} {n}": x for (n, part), x in signals.parts.items()}
     if signals.head is not None:
         found |= {"head hidden": signals.head.hidden_NE, "head weight": signals.head.weight_VE}
         if signals.head.bias_V is not None:
@@ -117,21 +135,25 @@ def map_signals(signals: Signals, change: Any) -> Signals:
         bias = None if head.bias_V is None else change(head.bias_V)
         head = Head(change(head.hidden_NE), change(head.weight_VE), bias, head.positions)
     states = {n: change(s) for n, s in signals.states.items()}
-    return Signals(states, {n: tuple(change(x) for x in qkv) for n, qkv in signals.qkv.items()}, head)
+    qkv = {n: tuple(change(x) for x in qkv) for n, qkv in signals.qkv.items()}
+    return Signals(states, qkv, head, {place: change(x) for place, x in signals.parts.items()})
 
 
 def make_batch(case: Case, generator: torch.Generator) -> Batch:
-    """Random ids, every third real position masked; the mask is None when nothing is padded."""
+    """Random ids, every third real position masked, or every next token; the mask is None when nothing is padded."""
     count, length = len(case.lengths), case.length
     ids = torch.randint(0, VOCAB, (count, length), generator=generator)
     places = [b * length + t for b, n in enumerate(case.lengths) for t in range(n) if t % 3 == 1]
+    if case.causal:
+        places = [b * length + t for b, n in enumerate(case.lengths) for t in range(n - 1)]
     positions = torch.tensor(places)
     mask = None
     if case.padded:
         mask = (torch.arange(length)[None] < torch.tensor(case.lengths)[:, None]).long()
     return Batch(
-        ids, positions, ids.flatten()[positions], float(len(places)), float(sum(case.lengths)), float(count), mask
-    )
+        ids, positions, ids.flatten()[positions + case.causal],
+        float(len(places)), float(sum(case.lengths)), float(count), mask,
+    )  # fmt: skip
 
 
 def make_signals(of: Shape, needs: Needs, batch: Batch, *, seed: int, scale: float = 1.0) -> Signals:
@@ -143,8 +165,11 @@ def make_signals(of: Shape, needs: Needs, batch: Batch, *, seed: int, scale: flo
         return torch.randn(*size, generator=generator, dtype=torch.float64) * scale
 
     signals = Signals({n: noise(1, n, count, length, of.hidden) for n in sorted(needs.states)})
-    for n in sorted(needs.qkv):
-        signals.qkv[n] = tuple(noise(kind, n, count, of.heads, length, of.head_dim) for kind in (2, 3, 4))  # type: ignore[assignment]
+    for n in sorted(needs.attended):
+        made = enumerate(of.widths.items(), start=2)
+        signals.keep(
+            n, {p: noise(kind, n, count, w // of.head_dim, length, of.head_dim) for kind, (p, w) in made}, needs
+        )
     if needs.logits != "none":
         rows = int(batch.masked_count if needs.logits == "masked" else batch.token_count)
         weight = noise(5, 0, of.vocab, of.embedding) / of.embedding**0.5

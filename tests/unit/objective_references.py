@@ -1,7 +1,7 @@
 """Every objective once more, from its paper's formula: float64, loops over sequences, heads and layers.
 
 Nothing here is shared with `harness.objectives` or with the kernels. Pads are left out by slicing each
-sequence to its real length, so no mask can be forgotten. Shapes: B sequences, A heads, T tokens, d head
+sequence to its real length, so no mask can be forgotten; of causal models each row is sliced to its past. Shapes: B sequences, A heads, T tokens, d head
 size, H hidden, N head rows, E embedding width, V vocabulary.
 """
 
@@ -34,6 +34,22 @@ def logits(head: Head) -> Tensor:
 def log_softmax(scores: Tensor) -> Tensor:
     shifted = scores - scores.max(dim=-1, keepdim=True).values.detach()
     return shifted - shifted.exp().sum(-1, keepdim=True).log()
+
+
+def pasts(scores: Tensor, causal: bool) -> list[Tensor]:
+    """A token's scores with the tokens it may be compared with, row by row."""
+    return [scores[t, : t + 1] if causal else scores[t] for t in range(len(scores))]
+
+
+def attended_kl(teacher_scores: Tensor, student_scores: Tensor, *, causal: bool) -> Tensor:
+    """Σ over queries of KL(softmax(teacher) ‖ softmax(student)), each over the keys it sees."""
+    rows = zip(pasts(teacher_scores, causal), pasts(student_scores, causal), strict=True)
+    return torch.stack([kl(p[None], q[None]) for p, q in rows]).sum()
+
+
+def of_head(shared: Tensor, b: int, a: int, heads: int, n: int) -> Tensor:
+    """Key or value rows (n, d) of attention head `a`, where consecutive heads may share one."""
+    return shared[b, a // (heads // shared.shape[1]), :n]
 
 
 def kl(teacher_scores: Tensor, student_scores: Tensor) -> Tensor:
@@ -115,12 +131,16 @@ def tinybert(objective: Objective, student: Signals, teacher: Signals, batch: An
         (q_s, k_s, _), (q_t, k_t, _) = student.qkv[mine], teacher.qkv[theirs]
         total, elements = torch.zeros((), dtype=torch.float64), 0
         for b, n in enumerate(extent):
-            a_s = torch.stack([scores(q_s[b, a, :n], k_s[b, a, :n]) for a in range(q_s.shape[1])])
-            a_t = torch.stack([scores(q_t[b, a, :n], k_t[b, a, :n]) for a in range(q_t.shape[1])])
+            a_s, a_t = (
+                torch.stack([scores(q[b, a, :n], of_head(k, b, a, q.shape[1], n)) for a in range(q.shape[1])])
+                for q, k in ((q_s, k_s), (q_t, k_t))
+            )
             if options.scores == "head_average":
                 a_s, a_t = a_s.mean(0, keepdim=True), a_t.mean(0, keepdim=True)
-            total = total + (a_s - a_t).square().sum()
-            elements += a_s.numel()
+            for head in a_s - a_t:
+                for row in pasts(head, objective.student_shape.causal):
+                    total = total + row.square().sum()
+                    elements += row.numel()
         return total / elements
 
     compared = pairs if options.score_layers == "every" else {max(pairs): pairs[max(pairs)]}
@@ -151,8 +171,10 @@ def minilm(objective: Objective, student: Signals, teacher: Signals, batch: Any)
     heads = q_s.shape[1]
     for b, n in enumerate(lengths):
         for a in range(heads):
-            attention = kl(scores(q_t[b, a, :n], k_t[b, a, :n]), scores(q_s[b, a, :n], k_s[b, a, :n]))
-            values = kl(scores(v_t[b, a, :n], v_t[b, a, :n]), scores(v_s[b, a, :n], v_s[b, a, :n]))
+            keys_s, keys_t, values_s, values_t = (of_head(x, b, a, heads, n) for x in (k_s, k_t, v_s, v_t))
+            causal = objective.student_shape.causal
+            attention = attended_kl(scores(q_t[b, a, :n], keys_t), scores(q_s[b, a, :n], keys_s), causal=causal)
+            values = attended_kl(scores(values_t, values_t), scores(values_s, values_s), causal=causal)
             total = total + (attention + values) / (heads * n)
     return total / batch.sequence_count
 
@@ -161,8 +183,8 @@ def minilmv2(objective: Objective, student: Signals, teacher: Signals, batch: An
     options: Any = objective.options
     relation_heads, width = options.relation_heads, batch.input_ids_BT.shape[1]
     lengths = real_lengths(batch) if options.pads == "excluded" else [width] * len(batch.input_ids_BT)
-    mine = student.qkv[options.student_layer or objective.student_shape.layers]
-    theirs = teacher.qkv[options.teacher_layer or objective.teacher_shape.layers]
+    here = options.student_layer or objective.student_shape.layers
+    there = options.teacher_layer or objective.teacher_shape.layers
     total = torch.zeros((), dtype=torch.float64)
 
     def heads_of(tensor: Tensor, b: int, n: int) -> list[Tensor]:
@@ -172,12 +194,17 @@ def minilmv2(objective: Objective, student: Signals, teacher: Signals, batch: An
         joined = torch.cat([tensor[b, a, :n] for a in range(tensor.shape[1])], dim=-1)
         return list(joined.chunk(relation_heads, dim=-1))
 
-    for weight, student_part, teacher_part in zip(
-        (options.query, options.key, options.value), mine, theirs, strict=True
-    ):
+    for place, weight in enumerate((options.query, options.key, options.value)):
+        if not weight:
+            continue
+        mine, theirs = (
+            signals.qkv[layer][place] if layer in signals.qkv else signals.parts[layer, "qkv"[place]]
+            for signals, layer in ((student, here), (teacher, there))
+        )
         for b, n in enumerate(lengths):
-            for r_s, r_t in zip(heads_of(student_part, b, n), heads_of(teacher_part, b, n), strict=True):
-                total = total + weight * kl(scores(r_t, r_t), scores(r_s, r_s)) / (relation_heads * n)
+            for r_s, r_t in zip(heads_of(mine, b, n), heads_of(theirs, b, n), strict=True):
+                relation = attended_kl(scores(r_t, r_t), scores(r_s, r_s), causal=objective.student_shape.causal)
+                total = total + weight * relation / (relation_heads * n)
     return total / batch.sequence_count
 
 
@@ -199,16 +226,17 @@ def hidden(objective: Objective, student: Signals, teacher: Signals, batch: Any)
 def pkd(objective: Objective, student: Signals, teacher: Signals, batch: Any) -> Tensor:
     options: Any = objective.options
     deep, shallow = objective.teacher_shape.layers, objective.student_shape.layers
-    total = torch.zeros((), dtype=torch.float64)
+    total, lengths = torch.zeros((), dtype=torch.float64), real_lengths(batch)
     for i in range(1, shallow):
         j = i * (deep // shallow) if options.layers == "skip" else deep - shallow + i
         for b in range(len(batch.input_ids_BT)):
-            a, c = student.states[i][b, 0], teacher.states[j][b, 0]
+            at = lengths[b] - 1 if objective.student_shape.causal else 0
+            a, c = student.states[i][b, at], teacher.states[j][b, at]
             total = total + (a / a.square().sum().sqrt() - c / c.square().sum().sqrt()).square().sum()
     return total / batch.sequence_count
 
 
 REFERENCES: dict[str, Reference] = {
-    "mlm": mlm, "soft_targets": soft_targets, "distilbert": distilbert, "tinybert": tinybert, "minilm": minilm,
+    "mlm": mlm, "clm": mlm, "soft_targets": soft_targets, "distilbert": distilbert, "tinybert": tinybert, "minilm": minilm,
     "minilmv2": minilmv2, "hidden": hidden, "pkd": pkd,
 }  # fmt: skip

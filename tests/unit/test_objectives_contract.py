@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.data.batch import Batch
-from harness.errors import ConfigError
+from harness.errors import ConfigError, TeacherError
 from harness.models.signals import Signals
 from harness.objectives.base import StepSize, discover
 from harness.objectives.composition import Plan
@@ -23,7 +23,9 @@ from .objective_cases import (
     TEACHER,
     Case,
     World,
+    directions,
     errors,
+    every_case,
     make,
     make_batch,
     map_signals,
@@ -35,8 +37,9 @@ from .objective_cases import (
 from .objective_references import REFERENCES
 
 NAMES = sorted(discover())
-PACKED, PADDED = [Case(n) for n in NAMES], [Case(n).with_pads() for n in NAMES]
+PACKED, PADDED = every_case(), [case.with_pads() for case in every_case()]
 EVERY = pytest.mark.parametrize("case", PACKED + PADDED, ids=str)
+EVERY_PACKED = pytest.mark.parametrize("case", PACKED, ids=str)
 
 
 @EVERY
@@ -103,14 +106,12 @@ def test_what_pads_hold_changes_nothing(case: Case) -> None:
         torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if discover()[n].vanishes_with is not None])
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(name: str, padded: bool) -> None:
+@pytest.mark.parametrize("case", [c for c in PACKED + PADDED if discover()[c.name].vanishes_with is not None], ids=str)
+def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(case: Case) -> None:
     same = shape(layers=3, hidden=48, heads=4)
-    options = discover()[name].vanishes_with
+    options = discover()[case.name].vanishes_with
     assert options is not None
-    case = Case(name, options, same, same)
-    world = make(case.with_pads() if padded else case)
+    world = make(replace(case, options=options, student=same, teacher=same))
     for module in world.objective.modules():
         if isinstance(module, nn.Linear):
             nn.init.eye_(module.weight)
@@ -122,15 +123,12 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(name: str
         assert gradient.abs().max() <= 1e-12, gradient_name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_fp16_sums_of_256_sequences_of_128_tokens_do_not_overflow(name: str) -> None:
+@EVERY_PACKED
+def test_fp16_sums_of_256_sequences_of_128_tokens_do_not_overflow(case: Case) -> None:
     """Defect 6 of the published code: 3·10⁴ rows summed in fp16 pass 65,504."""
     heads = 2
-    case = Case(
-        name, {"relation_heads": heads} if "relation_heads" in discover()[name].Options.model_fields else {},
-        shape(layers=2, hidden=2 * heads, heads=heads), shape(layers=2, hidden=2 * heads, heads=heads),
-        lengths=(128,) * 256, length=128,
-    )  # fmt: skip
+    tiny = shape(layers=2, hidden=2 * heads, heads=heads)
+    case = replace(case, options=_smaller(case), student=tiny, teacher=tiny, lengths=(128,) * 256, length=128)
     world = make(case, dtype=torch.float16, scale=4.0)
     exact = world.in_float64()
     value, truth = world.loss(), exact.loss()
@@ -141,11 +139,10 @@ def test_fp16_sums_of_256_sequences_of_128_tokens_do_not_overflow(name: str) -> 
         assert relative_error(gradient, wanted[leaf]) <= 8e-3, leaf
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_splitting_a_batch_into_micro_batches_changes_nothing(name: str) -> None:
+@EVERY_PACKED
+def test_splitting_a_batch_into_micro_batches_changes_nothing(case: Case) -> None:
     """A micro-batch's sums are divided by the global mean counts: the mean over micro-batches is the batch."""
-    case = Case(name, lengths=(7, 7, 7, 7))
-    world = make(case)
+    world = make(replace(case, lengths=(7, 7, 7, 7)))
     whole = world.loss()
     halves = [_part(world, slice(0, 2)), _part(world, slice(2, 4))]
     parts = [half.loss() for half in halves]
@@ -178,9 +175,9 @@ def _part(world: World, rows: slice) -> World:
     return World(world.objective, cut(world.student), cut(world.teacher), part)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_order_of_sequences_does_not_matter(name: str) -> None:
-    case = Case(name, lengths=(7, 5, 6))
+@EVERY_PACKED
+def test_the_order_of_sequences_does_not_matter(case: Case) -> None:
+    case = replace(case, lengths=(7, 5, 6))
     world = make(case)
     flipped = copy.copy(world)
     batch = world.batch
@@ -212,17 +209,11 @@ def test_the_order_of_sequences_does_not_matter(name: str) -> None:
     torch.testing.assert_close(flipped.loss(), world.loss(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_stated_flops_are_the_products_of_the_plain_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@EVERY_PACKED
+def test_the_stated_flops_are_the_products_of_the_plain_definition(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the head's, which student and teacher pay: counted on the reference backend, forward and backward."""
     use_plain_definitions(monkeypatch)
-    case = Case(
-        name,
-        student=shape(layers=2, hidden=48, heads=4),
-        teacher=shape(layers=4, hidden=48, heads=4),
-        lengths=(16,) * 3,
-        length=16,
-    )
+    case = replace(case, lengths=(16,) * 3, length=16)
     world = make(case, dtype=torch.float32)
     with FlopCounterMode(display=False) as counter:
         loss = world.loss()
@@ -236,10 +227,27 @@ def test_the_stated_flops_are_the_products_of_the_plain_definition(name: str, mo
     assert counter.get_total_flops() == head + world.objective.flops(size)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_option_is_refused_by_name(name: str) -> None:
+@EVERY_PACKED
+def test_an_unknown_option_is_refused_by_name(case: Case) -> None:
+    student, teacher = case.shapes
     with pytest.raises(ConfigError, match=r"colour"):
-        Plan({"name": name, "colour": "red"}, student=STUDENT, teacher=TEACHER)
+        Plan({"name": case.name, "colour": "red"}, student=student, teacher=teacher)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if len(directions(n)) == 1])
+def test_a_method_of_one_kind_of_model_refuses_the_other_and_names_what_to_use(name: str) -> None:
+    (causal,) = directions(name)
+    with pytest.raises(ConfigError, match=f"use {'mlm' if causal else 'clm'}") as error:
+        Plan(name, student=replace(STUDENT, causal=not causal), teacher=None)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("case", [c for c in PACKED if discover()[c.name].needs_teacher], ids=str)
+def test_a_teacher_of_the_other_kind_is_refused(case: Case) -> None:
+    student, teacher = case.shapes
+    with pytest.raises(TeacherError, match="student needs a") as error:
+        Plan(case.name, student=student, teacher=replace(teacher, causal=not teacher.causal))
+    assert error.value.exit_code == 3
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if discover()[n].needs_teacher])
@@ -248,21 +256,22 @@ def test_a_method_that_needs_a_teacher_says_so(name: str) -> None:
         Plan(name, student=STUDENT, teacher=None)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_weight_scales_the_total_and_leaves_the_logged_terms_alone(name: str) -> None:
-    world = make(Case(name))
-    once, thrice = (Plan({"name": name, "weight": w}, student=STUDENT, teacher=TEACHER).double() for w in (1.0, 3.0))
+@EVERY_PACKED
+def test_a_weight_scales_the_total_and_leaves_the_logged_terms_alone(case: Case) -> None:
+    world, (student, teacher) = make(case), case.shapes
+    specs = ({"name": case.name, "weight": w} for w in (1.0, 3.0))
+    once, thrice = (Plan(spec, student=student, teacher=teacher).double() for spec in specs)
     thrice.load_state_dict(once.state_dict())
     a, b = (p(0, world.student, world.teacher, world.batch) for p in (once, thrice))
     assert b["total"].item() == pytest.approx(3 * a["total"].item(), rel=1e-12)
     assert {k: v.item() for k, v in a.items() if k != "total"} == {k: v.item() for k, v in b.items() if k != "total"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_terms_are_finite_numbers_that_sum_to_the_objective(name: str) -> None:
-    world = make(Case(name), dtype=torch.float32)
-    terms = Plan(name, student=STUDENT, teacher=TEACHER)
-    terms.load_state_dict({f"parts.0.{name}.{k}": v for k, v in world.objective.state_dict().items()})
+@EVERY_PACKED
+def test_terms_are_finite_numbers_that_sum_to_the_objective(case: Case) -> None:
+    world, (student, teacher) = make(case, dtype=torch.float32), case.shapes
+    terms = Plan(case.name, student=student, teacher=teacher)
+    terms.load_state_dict({f"parts.0.{case.name}.{k}": v for k, v in world.objective.state_dict().items()})
     found = terms(0, world.student, world.teacher, world.batch)
     parts = [v for k, v in found.items() if k != "total"]
     assert all(v.ndim == 0 and torch.isfinite(v) and not v.requires_grad for v in parts)
@@ -291,10 +300,10 @@ def test_references_know_the_padded_batch_the_cases_make() -> None:
     assert batch.attention_mask_BT.sum().item() == batch.token_count == 10
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_wrong_factor_of_two_would_be_seen(name: str) -> None:
+@EVERY_PACKED
+def test_a_wrong_factor_of_two_would_be_seen(case: Case) -> None:
     """The references can fail: a doubled loss errs by one, not by rounding."""
-    world = make(Case(name))
-    value, gradient = errors(world, lambda *args: 2 * REFERENCES[name](*args))
+    world = make(case)
+    value, gradient = errors(world, lambda *args: 2 * REFERENCES[case.name](*args))
     assert value == pytest.approx(0.5, rel=1e-6)
     assert gradient == pytest.approx(0.5, rel=1e-6)

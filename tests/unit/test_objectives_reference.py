@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 
 from harness.objectives.base import discover
 
-from .objective_cases import Case, errors, make, shape
+from .objective_cases import Case, directions, errors, make, shape
 from .objective_references import REFERENCES
 
+WIDE_TEACHER_OF_FOUR = shape(layers=4, hidden=20, heads=5)
 WIDE_STUDENT, WIDE_TEACHER = shape(layers=3, hidden=12, heads=2), shape(layers=6, hidden=20, heads=5)
 
 CASES = [
@@ -42,7 +45,20 @@ CASES = [
     Case("pkd", student=shape(layers=3, hidden=16, heads=2), teacher=shape(layers=6, hidden=16, heads=4)),
     Case("pkd", {"layers": "last"}),
 ]
-BOTH = [c for case in CASES for c in (case, case.with_pads())]
+# Causally once more, with keys and values that two heads or all of them share.
+SHARED_STUDENT, SHARED_TEACHER = (
+    shape(layers=2, hidden=24, heads=4, kv_heads=2), shape(layers=4, hidden=48, heads=4, kv_heads=1)
+)  # fmt: skip
+CAUSAL = [
+    Case("clm", causal=True),
+    *(replace(case, causal=True) for case in CASES if case.name != "mlm"),
+    Case("tinybert", {}, SHARED_STUDENT, SHARED_TEACHER, causal=True),
+    Case("tinybert", {"scores": "head_average"}, SHARED_STUDENT, WIDE_TEACHER_OF_FOUR, causal=True),
+    Case("minilm", {}, SHARED_STUDENT, SHARED_TEACHER, causal=True),
+    Case("minilmv2", {"relation_heads": 4}, SHARED_STUDENT, SHARED_TEACHER, causal=True),
+    Case("minilmv2", {"relation_heads": 3, "query": 0.0, "key": 0.0}, SHARED_STUDENT, SHARED_TEACHER, causal=True),
+]
+BOTH = [c for case in [*CASES, *CAUSAL] for c in (case, case.with_pads())]
 
 # Losses are computed in float32 or better whatever their inputs are, so a value errs by float32 rounding alone,
 # unless a product of the objective's own (head, projection) runs in the inputs' type: its relative error is that
@@ -53,7 +69,9 @@ HALF_VALUE, HALF_GRADIENT = 2.0, 4.0  # times eps
 
 def test_every_objective_has_an_independent_reference() -> None:
     assert set(REFERENCES) == set(discover())
-    assert {case.name for case in CASES} == set(discover())
+    assert {(case.name, case.causal) for case in [*CASES, *CAUSAL]} == {
+        (n, c) for n in discover() for c in directions(n)
+    }
 
 
 @pytest.mark.parametrize("case", BOTH, ids=str)
@@ -93,12 +111,13 @@ def test_a_half_teacher_beside_a_float32_student_costs_no_accuracy(case: Case) -
 def drawn_cases(draw: st.DrawFn) -> Case:
     """Odd lengths, pads down to two tokens, unequal widths and heads wherever the method is defined for them."""
     name = draw(st.sampled_from(sorted(REFERENCES)))
+    causal = draw(st.sampled_from(directions(name)))
     shallow, factor = draw(st.integers(2, 3)), draw(st.integers(1, 2))
     heads = draw(st.integers(1, 3))
     # Normalised vectors of one number have no gradient: nothing relative could be said of it.
     hidden = heads * draw(st.integers(2 if name in ("distilbert", "pkd") else 1, 5))
     heads_t, hidden_t, options = heads, hidden, {}
-    if name in ("soft_targets", "minilmv2", "hidden", "mlm"):
+    if name in ("soft_targets", "minilmv2", "hidden", "mlm", "clm"):
         heads_t = draw(st.integers(1, 3))
         hidden_t = heads_t * draw(st.integers(1, 5))
     if name in ("tinybert", "minilm"):
@@ -110,7 +129,7 @@ def drawn_cases(draw: st.DrawFn) -> Case:
     lengths = tuple(draw(st.lists(st.integers(2, length), min_size=1, max_size=3)))
     student = shape(layers=shallow, hidden=hidden, heads=heads)
     teacher = shape(layers=shallow * factor, hidden=hidden_t, heads=heads_t)
-    return Case(name, options, student, teacher, lengths, length)
+    return Case(name, options, student, teacher, lengths, length, causal)
 
 
 @given(case=drawn_cases(), seed=st.integers(0, 2**16))
