@@ -60,10 +60,12 @@ def save(
         _on_main(ranks, lambda: publish(temporary, root, step))
         _on_main(ranks, lambda: clean(root, keep))
     except _Failed as failure:
+        # Before the clean-up: writers seldom say that the disk is full (PyTorch says "unexpected pos 128 vs 0").
+        room = ranks.share(_room(root) if ranks.is_main else "")
         if ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"checkpoint of step {step} in {root.name}", rule=f"it could not be written ({failure})",
+            f"checkpoint of step {step} in {root.name}", rule=f"it could not be written ({failure}; {room})",
             remedy="free space or choose another --out; the previous checkpoint is intact",
         ) from None  # fmt: skip
 
@@ -121,6 +123,13 @@ def candidates(root: Path) -> list[Path]:
     """Every folder published as a checkpoint, newest first, good or bad."""
     found = [(match, path) for path in root.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2] or 1)), reverse=True)]
+
+
+def _room(root: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(root).free / 1e6:,.2f} MB are free there"
+    except OSError as error:
+        return f"the folder is gone: {error.strerror}"
 
 
 def _everywhere(ranks: Ranks, action: Callable[[], T]) -> list[T]:

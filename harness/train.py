@@ -286,6 +286,7 @@ class Trial:
             checkpoint.save(
                 self.directory / "checkpoints", step=self.progress.step, state=state, ranks=self.ranks, write=write
             )
+            self.ranks.on_main(lambda: resume.note_made(self.directory))
         # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.restore).
         self._post_measured()
 
@@ -293,10 +294,10 @@ class Trial:
         """Continue from the newest intact checkpoint; False when there is none to continue from.
 
         Raises:
-            CheckpointError: none is intact, it holds more than tensors, or what this run is differs from what
-                wrote it and the difference is not allowed.
+            CheckpointError: none is intact or none is left of those made, it holds more than tensors, or what
+                this run is differs from what wrote it and the difference is not allowed.
         """
-        found = self.ranks.on_main(lambda: checkpoint.newest(self.directory / "checkpoints"))
+        found = self.ranks.on_main(lambda: resume.newest(self.directory))
         if found is None:
             # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
             self._post_lost(self.ledger.restore(self.ledger.state()))
