@@ -10,7 +10,7 @@ from harness.report.analysis import Analysis
 from harness.report.arms import Arm
 from harness.report.axis import Scale, scale_of
 from harness.report.cells import Cell, Table, account_name, arm_cell
-from harness.report.source import Json, mapping
+from harness.report.source import Json, Run, mapping, number
 from harness.units import Unit
 
 
@@ -89,3 +89,91 @@ def _accounts_seen(arms: Iterable[Arm]) -> list[str]:
     order = list(Account.__members__)
     names = {str(a) for arm in arms for run in arm.done for a in mapping(run.record.get("accounts"))}
     return sorted(names, key=lambda a: (order.index(a) if a in order else len(order), a))
+
+
+def efficiency(analysis: Analysis) -> Table:
+    """MFU and HFU of every arm with their denominator, and what measuring cost."""
+    rows: list[list[Cell]] = []
+    records: list[Json] = []
+    denominators: dict[str, None] = {}
+    for arm in analysis.arms:
+        seen = [mapping(run.record.get("efficiency")) for run in arm.done]
+        if not any(seen):
+            continue
+        denominators |= {str(text): None for found in seen if (text := found.get("denominator"))}
+        row = {
+            "arm": arm.name,
+            "mfu": _mean(number(found.get("mfu")) for found in seen),
+            "hfu": _mean(number(found.get("hfu")) for found in seen),
+            "algorithmic_flop": arm.mean("algorithmic_flop"),
+            "executed_flop": arm.mean("executed_flop"),
+            "tensor_estimate_flop": _mean(_inside(run, "utilisation", "tensor_estimate_flop") for run in arm.done),
+            "meter_share": _mean(_inside(run, "overhead", "share") for run in arm.done),
+        }
+        records.append(row)
+        rows.append(
+            [
+                arm_cell(arm, bare=True),
+                Cell(_percent(row["mfu"])),
+                Cell(_percent(row["hfu"])),
+                *(
+                    Cell("unknown" if row[key] is None else numbers.cost(row[key], Unit.FLOP))
+                    for key in ("algorithmic_flop", "executed_flop", "tensor_estimate_flop")
+                ),
+                Cell(_percent(row["meter_share"], digits=2)),
+            ]
+        )
+    columns = ["Arm", "MFU", "HFU", "Algorithmic", "Executed", "Tensor-pipe estimate", "Meters' own time"]
+    notes = [
+        "MFU: algorithmic FLOPs over what the devices could have done in the device time of the steps; HFU: executed "
+        f"FLOPs. Denominator: {'; '.join(denominators) or 'unknown'}. Executed FLOPs are counted on one sequence: "
+        "recomputation is in them. The tensor-pipe estimate is utilisation × peak at the clock of the moment, never a cost."
+    ]
+    return Table("efficiency", "Use of the hardware", columns, rows, records, notes=notes if rows else [])
+
+
+def owed(analysis: Analysis) -> Table:
+    """What every arm's teacher cost to train, what of it the arm was told to pay, and how that compares with the budget."""
+    rows: list[list[Cell]] = []
+    records: list[Json] = []
+    for arm in analysis.arms:
+        run = next(iter(arm.done), None)
+        for told in (run.record.get("teacher_training") or []) if run is not None else []:
+            row = {"arm": arm.name, **mapping(told)}
+            low, high, share = (number(row.get(key)) for key in ("low", "high", "share"))
+            unit = str(row.get("unit"))
+            limit = float(analysis.budget.limit) if analysis.budget is not None and unit == analysis.unit else None
+            whole = "unknown" if low is None else numbers.cost(low, unit)
+            if low is not None and high is not None and high > low:
+                whole = f"{numbers.cost(low, unit)} to {numbers.cost(high, unit)}"
+            records.append({**row, "of_budget": None if limit is None or share is None else share / limit})
+            rows.append(
+                [
+                    arm_cell(arm, bare=True),
+                    Cell(str(row.get("policy"))),
+                    Cell(whole),
+                    Cell("unknown" if share is None else numbers.cost(share, unit)),
+                    Cell("–" if limit is None or share is None else _percent(share / limit)),
+                ]
+            )
+    charged = Account.TEACHER_TRAINING.value in analysis.charged
+    notes = [
+        f"The posted share is {'charged to the budget before the first step' if charged else 'reported, not charged'}. "
+        "Of a range the lower end is posted: that much is certain."
+    ]
+    columns = ["Arm", "Policy", "Teacher's training", "Posted", "Posted, of the budget"]
+    return Table("owed", "What the teachers cost", columns, rows, records, notes=notes if rows else [])
+
+
+def _inside(run: Run, block: str, key: str) -> float | None:
+    return number(mapping(run.record.get(block)).get(key))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _percent(share: float | None, *, digits: int = 1) -> str:
+    """Unknown is a word, never 0."""
+    return "unknown" if share is None else f"{100 * share:.{digits}f}\u202f%"

@@ -29,6 +29,8 @@ def every(analysis: Analysis) -> list[Table]:
         cost_tables.accounts(analysis),
         step_tables.steps(analysis),
         step_tables.energy(analysis),
+        cost_tables.efficiency(analysis),
+        cost_tables.owed(analysis),
         comparison_tables.comparisons(analysis, "baseline"),
         *pairs,
         comparison_tables.other_comparisons(analysis),
