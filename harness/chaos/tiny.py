@@ -35,8 +35,13 @@ def write_corpus(folder: Path, *, documents: int = 400, seed: int = 0) -> Path:
     return folder
 
 
-def write_teacher(folder: Path, *, layers: int = 4, hidden: int = 64, heads: int = 4, family: str = "bert") -> Path:
-    """A random teacher in Hugging Face layout with the shipped tokenizer; `training_flop` is made up."""
+def write_teacher(
+    folder: Path, *, layers: int = 4, hidden: int = 64, heads: int = 4, family: str = "bert", extra_vocab: int = 0
+) -> Path:
+    """A random teacher in Hugging Face layout with the shipped tokenizer; `training_flop` is made up.
+
+    `extra_vocab` outputs have no word in the tokenizer.
+    """
     from harness.data.tokenizer import load_tokenizer, special_ids
     from harness.models.student import build_student, export, student_config
     from harness.study import ModelSpec
@@ -45,7 +50,7 @@ def write_teacher(folder: Path, *, layers: int = 4, hidden: int = 64, heads: int
     special = special_ids(tokenizer)
     ids = {"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask}
     spec = ModelSpec.model_validate({"family": family, "layers": layers, "hidden": hidden, "heads": heads})
-    config = student_config(spec, vocab=len(tokenizer), special=ids, block_length=32)
+    config = student_config(spec, vocab=len(tokenizer) + extra_vocab, special=ids, block_length=32)
     model = build_student(config, seed=99)
     folder.mkdir(parents=True, exist_ok=True)
     export(config, model.state_dict(), folder, tokenizer=tokenizer, card={"training_flop": 1e9, "tokens": 1000})

@@ -70,6 +70,13 @@ class Launch:
         return "\n".join(self.output(rank) for rank in range(len(self.logs)))
 
 
+def context() -> multiprocessing.context.ForkServerContext:
+    """How ranks are made; also makes what they share, such as barriers."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["harness.chaos.preload"])
+    return made
+
+
 def start(
     action: Callable[..., int | None],
     *arguments: Any,
@@ -83,8 +90,6 @@ def start(
         folder: where each rank's output goes, as rank-N.log (appended).
         environment: added to the ranks' environment.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.chaos.preload"])
     folder.mkdir(parents=True, exist_ok=True)
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", **(environment or {})}
@@ -93,7 +98,7 @@ def start(
     processes: list[BaseProcess] = []
     for rank, log in enumerate(logs):
         mine = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = context.Process(target=_rank, args=(action, arguments, mine, log), name=f"rank-{rank}")
+        process = context().Process(target=_rank, args=(action, arguments, mine, log), name=f"rank-{rank}")
         process.start()
         processes.append(process)
     return Launch(processes, logs)

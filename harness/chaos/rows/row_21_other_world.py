@@ -1,0 +1,51 @@
+"""Another number of ranks, and back: the same work, the same loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from harness.chaos.faults import PLACES, Fault, signal_at
+from harness.chaos.interrupted import engine_config, stopped
+from harness.chaos.outcome import Outcome
+from harness.chaos.trial_runs import brief_study, charged_steps, launch, record, uninterrupted
+
+NUMBER = 21
+FAULT = "world size 2 → 1 → 2 (universal checkpoint)"
+PASSES_WHEN = "ledger identical; loss within 1e-5 relative"
+
+FIRST, SECOND = 6, 12
+TOLERANCE = 1e-5
+
+
+def run(seed: int, short: bool, folder: Path) -> Outcome:
+    # Everything is trained: what is compared is the end, and the read of every part of the optimizer's state.
+    file = brief_study(folder)
+    wrong, worst = [], 0.0
+    stages = [1] if short else [0, 1, 2, 3]
+    for stage in stages:
+        flags = ("--ds_config", engine_config(folder, stage=stage))
+        reference = uninterrupted(file, folder / f"uninterrupted-{stage}", *flags)
+        out = stopped(file, folder / f"run-{stage}", *flags, step=FIRST)
+        again = (*flags, "--resume", "--allow", "world_size")
+        alone = launch(file, out, *again, faults=[Fault(signal_at, (0, SECOND, PLACES[0], "SIGTERM"))], ranks=1)
+        codes = [alone.wait(), launch(file, out, *again).wait()]
+        if codes != [[75], [0, 0]]:
+            wrong.append(f"stage {stage}: left with {codes}: {alone.outputs()[-300:]!r}")
+            continue
+        mine, theirs = losses(out), losses(reference)
+        if mine.keys() != theirs.keys() or charged_steps(out) != charged_steps(reference):
+            wrong.append(f"stage {stage}: another ledger")
+            continue
+        worst = max(worst, *(abs(mine[step] - theirs[step]) / theirs[step] for step in theirs))
+        changes = [(o["was"], o["now"]) for o in record(out)["overrides"]]
+        if changes != [(2, 1), (1, 2)]:
+            wrong.append(f"stage {stage}: recorded {changes}")
+    saw = f"ZeRO {stages}: ledger identical, loss within {worst:.1e} relative over all steps, both changes recorded"
+    return Outcome(not wrong and worst <= TOLERANCE, "; ".join(wrong) or saw)
+
+
+def losses(out: Path) -> dict[int, float]:
+    """The training loss of every logged step."""
+    lines = next(out.glob("arms/*/*/metrics.jsonl")).read_text(encoding="utf-8").splitlines()
+    return {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
