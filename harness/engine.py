@@ -145,6 +145,29 @@ def _durable_files() -> Any:
     return DurableFiles()
 
 
+def zero_estimate(
+    *, stage: int, weights: int, largest_layer: int, devices: int, offload_optimizer: bool, offload_param: bool
+) -> int | None:
+    """Bytes on one device for model states by DeepSpeed's own estimators (half precision); None for stage 0.
+
+    They know neither the precision of this run, nor activations, buckets or a teacher.
+    """
+    if stage == 0:
+        return None
+    _import_deepspeed()
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
+
+    per_node = min(devices, 8)
+    nodes = max(1, devices // per_node)
+    if stage == 3:
+        return zero3(
+            weights, largest_layer, num_gpus_per_node=per_node, num_nodes=nodes, cpu_offload=offload_optimizer,
+            cpu_offload_params=offload_param,
+        )[1]  # fmt: skip
+    return zero2(weights, num_gpus_per_node=per_node, num_nodes=nodes, cpu_offload=offload_optimizer)[1]
+
+
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that can be told to let one step pass: ZeRO-0 in fp32 applies non-finite gradients unaided."""
 

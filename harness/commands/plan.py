@@ -1,24 +1,70 @@
-"""`plan`: what every arm will cost, before anything is spent."""
+"""`plan`: what every arm and the whole study will cost, before anything is spent."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from harness.commands._study import default_engine, inputs, print_json, study_flags
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.ds_config import DsConfig
+    from harness.plan.machines import Machine
 
 HELP = "what every arm will cost, before anything is spent"
-configure = study_flags
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    study_flags(parser)
+    parser.add_argument(
+        "--on", metavar="8xh200", help="plan for these devices instead of measuring here; 64xh200 means nodes of eight"
+    )
+    parser.add_argument(
+        "--utilisation", metavar="S[,T]", help="shares of the peak that a student's step and a teacher's forward reach"
+    )
+    parser.add_argument("--price", type=_number, metavar="2.5", help="money for one device held for one hour")
+    parser.add_argument("--currency", default="", metavar="EUR", help="printed behind amounts of money")
+    parser.add_argument("--watts", type=_number, metavar="700", help="what one device draws while it computes")
+    parser.add_argument("--grid", type=_number, metavar="300", help="grams of CO2 equivalent per kWh of the grid")
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
-    study, ds_config = inputs(options)
-    from harness.plan import estimate, show
-    from harness.progress import reporter
-    from harness.setting import prepare
+    from harness.plan.bill import Terms
+    from harness.plan.machines import parse_on
 
+    study, ds_config = inputs(options)
+    terms = Terms(options.price, options.currency, options.watts, options.grid)
+    machine = parse_on(options.on) if options.on else None
+    if options.utilisation and machine is None:
+        raise ConfigError(
+            f"--utilisation {options.utilisation}", rule="here the speed is measured, not assumed",
+            remedy="add --on, for example --on 8xh200",
+        )  # fmt: skip
+    from harness.plan.estimate import estimate
+    from harness.plan.outline import sketch
+    from harness.plan.show import show
+    from harness.plan.speed import Utilisation
+    from harness.progress import reporter
+
+    utilisation = Utilisation.parse(options.utilisation) if options.utilisation else None
     tell = reporter(is_main=True, json=options.json)
-    ds_config = ds_config or default_engine()
-    setting = prepare(study, ds_config, world=1, tell=tell.say)
-    table = estimate(setting)
+    ds_config = ds_config or _default(machine)
+    found = sketch(study, ds_config, world=machine.devices if machine else 1, tell=tell.say)
+    table = estimate(found, machine=machine, utilisation=utilisation, terms=terms)
     print_json(table) if options.json else show(table)
     return 0
+
+
+def _default(machine: Machine | None) -> DsConfig:
+    """The engine a run would take there when none is given."""
+    from harness.ds_config import default
+
+    return default_engine() if machine is None else default(bf16=machine.preset.bf16)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

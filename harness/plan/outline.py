@@ -1,0 +1,276 @@
+"""A study as a plan needs it: checked arms, without weights, and without text where none is at hand.
+
+Everything that a run would refuse for its numbers is refused here too. What only data can tell (epochs, the
+length of probes) is told where the corpus is in the cache or small, and named as unknown elsewhere: a plan
+never downloads a model and never builds a corpus for minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.ds_config import DsConfig
+from harness.errors import DataError, TeacherError
+from harness.plan.known_models import config_of_known, vocabulary_of_known
+from harness.setting import ArmSetting, Setting, prepare
+from harness.study import StudySpec
+
+if TYPE_CHECKING:
+    from harness.models.teacher import TeacherInfo
+
+# A corpus of at most this many bytes is built while the user waits: a second or two.
+SMALL_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class NoCorpus:
+    """Stands where a corpus would: no teacher was trained on it."""
+
+    fingerprint: str = "not built"
+
+
+@dataclass
+class Outline(Setting):
+    """A setting whose corpus, tokenizer or teacher weights may be absent."""
+
+    entries: int = 0
+
+    @property
+    def vocab(self) -> int:  # type: ignore[override]
+        return self.entries
+
+    def teacher(self, study: StudySpec) -> TeacherInfo | None:
+        if study.teacher is None:
+            return None
+        path = study.teacher.path
+        if self.tokenizer is not None and (path == "builtin" or Path(path).expanduser().is_dir()):
+            return super().teacher(study)
+        return teacher_facts(path)
+
+
+@dataclass
+class Sketch:
+    """What a plan knows of a study.
+
+    train_blocks: blocks by source, None where nobody knows them here; held_out: blocks of validation and test.
+    setting: what a run would use if `complete`; otherwise an `Outline` of it.
+    """
+
+    study: StudySpec
+    ds_config: DsConfig
+    world: int
+    arms: dict[str, ArmSetting]
+    setting: Setting
+    complete: bool
+    train_blocks: dict[str, int | None]
+    held_out: dict[str, int | None]
+    notes: list[str] = field(default_factory=list)
+
+
+def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[[str], None]) -> Sketch:
+    """Read and check a study for a plan.
+
+    Raises:
+        ConfigError, DataError, TeacherError: as a run would, for what can be known here.
+    """
+    labels = [source.label for source in study.data.sources]
+    notes: list[str] = []
+    why = _missing(study)
+    if why is None:
+        setting = prepare(study, ds_config, world=world, tell=tell)
+        blocks = {label: len(setting.corpus.blocks("train", label)) for label in labels}
+        held = {split: len(setting.corpus.blocks(split)) for split in ("validation", "test")}
+        return Sketch(study, ds_config, world, setting.arms, setting, True, dict(blocks), dict(held), notes)
+    notes.append(why)
+    entries, special, tokenizer, fingerprint, said = vocabulary(study.data.tokenizer)
+    notes += said
+    outline = Outline(
+        study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, special=special,
+        corpus=NoCorpus(), world=world, entries=entries,  # type: ignore[arg-type]
+    )  # fmt: skip
+    arms = outline.arms
+    notes += _from_the_table(study)
+    train, held_out, said = _cached_sizes(study, fingerprint)
+    return Sketch(study, ds_config, world, arms, outline, False, train, held_out, notes + said)
+
+
+def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | None], dict[str, int | None], list[str]]:
+    """(train blocks by source, held-out blocks, notes) from the newest cached build of each source, or its limit.
+
+    Whether a source has changed since cannot be asked without it, so the note says where the number is from.
+    """
+    import json
+
+    from harness.data.cache import cache_root
+
+    data, train, notes = study.data, {}, []
+    held: dict[str, int | None] = {"validation": 0, "test": 0}
+    share = {source.label: source.weight / sum(s.weight for s in data.sources) for source in data.sources}
+    manifests = sorted(
+        (cache_root() / "corpora").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True
+    )
+    known = [json.loads(path.read_text(encoding="utf-8")) for path in manifests]
+    for source in data.sources:
+        limit = None if data.limit_tokens is None else int(data.limit_tokens * share[source.label]) // data.block_length
+        found = next(
+            (
+                m["shards"] for m in known
+                if (m["source"], m["tokenizer"]) == (source.path, tokenizer)
+                and m["shards"]["train"]["block_length"] == data.block_length
+            ),
+            None,
+        )  # fmt: skip
+        if found is None:
+            train[source.label] = limit
+            held = dict.fromkeys(held)
+            if limit is not None:
+                notes.append(f"epochs assume that {source.label} fills its share of data.limit_tokens")
+            continue
+        train[source.label] = min(found["train"]["blocks"], limit or found["train"]["blocks"])
+        held = {s: None if have is None else have + found[s]["blocks"] for s, have in held.items()}
+        notes.append(f"epochs are those of {source.label} as it was when its corpus was last built here")
+    return train, held, notes
+
+
+def _missing(study: StudySpec) -> str | None:
+    """Why the complete setting cannot be made within seconds, or None."""
+    from harness.data.corpus import is_built
+    from harness.models.teacher import BUILTIN
+
+    named = [arm_study.teacher.path for arm_study in _views(study) if arm_study.teacher is not None]
+    for path in named:
+        if path != "builtin" and not Path(path).expanduser().is_dir() and cached_folder_of(path, "config.json") is None:
+            return f"teacher {path} is not on this machine: its weights and tokenizer are unchecked"
+    assert BUILTIN.is_dir()
+    if not _is_here(study.data.tokenizer):
+        return f"tokenizer {study.data.tokenizer} is not on this machine: epochs are unknown"
+    for source in study.data.sources:
+        path = Path(source.path).expanduser()
+        if source.path != "python-docs" and not path.exists():
+            return f"data source {source.path} is not on this machine: epochs are unknown"
+    glue = study.evaluation.glue
+    if glue is not None and (not Path(glue.path).is_dir() or _size(Path(glue.path)) > SMALL_BYTES):
+        return "GLUE is not tokenised for a plan: it is priced at its published sizes, every example at full length"
+    if is_built(study.data):
+        return None
+    sizes = [_size(Path(source.path).expanduser()) for source in study.data.sources if source.path != "python-docs"]
+    if len(sizes) == len(study.data.sources) and sum(sizes) <= SMALL_BYTES:
+        return None
+    return (
+        "the corpus is not in the cache yet: epochs are unknown until a run has built it (ISOBUDGET_CACHE says where)"
+    )
+
+
+def _views(study: StudySpec) -> list[StudySpec]:
+    return [study.for_arm(arm) for arm in study.arms]
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def _is_here(tokenizer: str) -> bool:
+    return tokenizer == "builtin" or Path(tokenizer).expanduser().exists() or bool(_cached_tokenizer(tokenizer))
+
+
+def _cached_tokenizer(name: str) -> Path | None:
+    return cached_folder_of(name, "tokenizer.json") or cached_folder_of(name, "vocab.txt")
+
+
+def cached_folder_of(name: str, file: str) -> Path | None:
+    """The snapshot of a Hub model that holds this file in the local Hub cache; the network is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def vocabulary(name: str) -> tuple[int, dict[str, int], Any, str, list[str]]:
+    """(entries, special ids, tokenizer or None, fingerprint, notes) of a tokenizer, from here or from the table.
+
+    Raises:
+        DataError: it is neither on this machine nor in the table, and the Hub does not give it.
+    """
+    from harness.data.tokenizer import load_tokenizer, special_ids
+
+    known = None if _is_here(name) else vocabulary_of_known(name)
+    if known is not None:
+        return *known, None, "", []
+    folder = None if name == "builtin" or Path(name).expanduser().exists() else _cached_tokenizer(name)
+    tokenizer, fingerprint = load_tokenizer(str(folder or name))
+    special = special_ids(tokenizer)
+    ids = {"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask}
+    return len(tokenizer), ids, tokenizer, fingerprint, []
+
+
+def teacher_facts(path: str) -> TeacherInfo:
+    """A teacher's shape: from its folder, the local Hub cache, the table of known models, or its config on the Hub.
+
+    Raises:
+        TeacherError: none of them has it.
+    """
+    from harness.models.shapes import shape_of
+    from harness.models.teacher import TeacherInfo, inspect
+
+    if path == "builtin" or Path(path).expanduser().is_dir():
+        return inspect(path)
+    folder = cached_folder_of(path, "config.json")
+    if folder is None:
+        known = config_of_known(path)
+        if known is not None:
+            return TeacherInfo(path=path, shape=shape_of(known))
+        folder = _config_from_hub(path)
+    found = inspect(str(folder))
+    return TeacherInfo(path=path, shape=found.shape, provenance=found.provenance)
+
+
+def _config_from_hub(path: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(hf_hub_download(path, "config.json", etag_timeout=3)).parent
+    except (OSError, HFValidationError, ValueError) as error:
+        raise TeacherError(
+            f"teacher {path}",
+            rule=f"neither a local folder, nor a model whose sizes are known, nor on the Hub ({type(error).__name__})",
+            remedy="give a local folder with its config.json, or check the name and the network",
+        ) from None
+
+
+def _from_the_table(study: StudySpec) -> list[str]:
+    """Which models' sizes were looked up instead of read."""
+    names = {study.data.tokenizer: _is_here(study.data.tokenizer)}
+    for view in _views(study):
+        if view.teacher is not None and view.teacher.path != "builtin":
+            path = view.teacher.path
+            names[path] = Path(path).expanduser().is_dir() or cached_folder_of(path, "config.json") is not None
+    looked_up = [name for name, here in names.items() if not here and vocabulary_of_known(name) is not None]
+    return [f"sizes of {name} are from a table of published configs" for name in looked_up]
+
+
+def epochs(found: Sketch, sequences: int, steps: int) -> float | None:
+    """Passes over the most repeated source, the number a run's record gives; None where its size is unknown.
+
+    Raises:
+        DataError: a source is empty.
+    """
+    from harness.data import mixture
+
+    sources = found.study.data.sources
+    sizes = [found.train_blocks[source.label] for source in sources]
+    if any(size is None for size in sizes):
+        return None
+    if 0 in sizes:
+        raise DataError("a data source", rule="its train split is empty", remedy="give more text")
+    whole = sum(source.weight for source in sources)
+    taken = mixture.taken(steps * sequences, mixture.shares([source.weight / whole for source in sources]))
+    return max(count / size for count, size in zip(taken, sizes, strict=True) if size)
