@@ -10,7 +10,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,7 @@ class Conductor:
     hang_timeout_s: float = HANG_TIMEOUT_S
     allowed: frozenset[str] = frozenset()
     follow: Callable[[dict[str, str], dict[str, Any]], None] | None = None
+    overrides: list[Any] = field(default_factory=list)
 
     def run(
         self, only: Collection[tuple[str, int]] | None = None, controls_of: Collection[tuple[str, int]] = ()
@@ -88,8 +89,7 @@ class Conductor:
                 missing = [(arm, seed) for arm, seed in missing if (arm.arm.name, seed) in only]
             if missing:
                 self.ranks.on_main(self.refuse_mixed_precision)
-                self.identity = environment.identity(self.setting, self.ranks)
-                self.overrides = self.ranks.on_main(lambda: self.directory.admit(self.identity, self.allowed))
+                self.admit()
             vouchers = self.ranks.on_main(lambda: self.vouchers(missing))
             for arm, seed in missing:
                 self.train(arm, seed, stop, vouchers.get((arm.arm.name, seed)))
@@ -127,10 +127,19 @@ class Conductor:
             return [control for control in wanted if not controls.finished(control, root)]
 
         found: list[controls.Control] = self.ranks.on_main(find)
-        if found and not hasattr(self, "identity"):
-            self.identity = environment.identity(self.setting, self.ranks)
-            self.overrides = self.ranks.on_main(lambda: self.directory.admit(self.identity, self.allowed))
+        if found:
+            self.admit()
         return found
+
+    @cached_property
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What ran, for resuming; ranks ask for it together the first time."""
+        return environment.identity(self.setting, self.ranks)
+
+    def admit(self) -> None:
+        """Refuse to go on with other code, data or hardware than the directory's, unless that was allowed."""
+        identity = self.identity
+        self.overrides = self.ranks.on_main(lambda: self.directory.admit(identity, self.allowed))
 
     def refuse_mixed_precision(self) -> None:
         """Finished trials of this directory and new ones must compute alike. Rank 0 only."""

@@ -7,9 +7,11 @@ cross-entropy of a held-out batch against the plain loop's; whoever did not gets
 
 from __future__ import annotations
 
+import io
 import math
 import tempfile
 import time
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -151,7 +153,8 @@ def _judge(rows: dict[str, dict[str, Any]], times: dict[str, list[float]], *, to
 def _attempt(row: dict[str, Any], action: Any) -> bool:
     """Run a peer's code; whatever it raises becomes its row's reason, because it is not ours to mend."""
     try:
-        action()
+        with redirect_stdout(io.StringIO()):  # some print their logs among our JSON
+            action()
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         row["why"] = f"failed: {type(error).__name__}: {lines[0][:160]}"
