@@ -1,0 +1,39 @@
+"""Trackio, Hugging Face's local dashboard: one run per trial; needs the package trackio (an extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NEEDS: str | None = "trackio"
+
+
+class TrackioRuns:
+    """Opens a trial's run with its first row and ends the one before: trackio has one run at a time."""
+
+    def __init__(self, api: Any, project: str) -> None:
+        self._api = api
+        self._project = project
+        self._name: str | None = None
+
+    def log(self, labels: Mapping[str, str], step: int, scalars: Mapping[str, float]) -> None:
+        name = "-".join(value for key, value in labels.items() if key != "study") or "run"
+        if name != self._name:
+            self.close()
+            project = self._project or labels.get("study", "isobudget")
+            self._api.init(project=project, name=name, config=dict(labels), embed=False)
+            self._name = name
+        self._api.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        if self._name is not None:
+            self._name = None
+            self._api.finish()
+
+
+def open(target: str, directory: Path) -> TrackioRuns:
+    """`target` is a project; without one, the study's name. Trackio keeps its files in its own cache."""
+    import trackio
+
+    return TrackioRuns(trackio, target)
