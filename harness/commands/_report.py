@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from harness.commands._study import print_json
 
@@ -14,9 +15,21 @@ def show_report(directory: Path, *, as_json: bool) -> None:
 
     table = build_report(directory)
     write_cards(directory)
+    _show(table, directory, summary_lines(table), as_json=as_json)
+
+
+def show_joined(directories: list[Path], out: Path, *, as_json: bool) -> None:
+    """Build the report of several runs of one study and print its verdict."""
+    from harness.report import build_joined, summary_lines
+
+    table = build_joined(directories, out)
+    _show(table, out, summary_lines(table), as_json=as_json)
+
+
+def _show(table: dict[str, Any], directory: Path, lines: list[str], *, as_json: bool) -> None:
     if as_json:
         print_json(table)
         return
-    for line in summary_lines(table):
+    for line in lines:
         print(line)
     print(f"\nreport: {directory / 'report.html'}")

@@ -7,17 +7,20 @@ import json
 import math
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.errors import ConfigError
 from harness.report import numbers, tables
 from harness.report.analysis import Analysis, analyse, describe_unit
 from harness.report.arms import Arm
 from harness.report.checks import check
 from harness.report.fact_tables import declared
+from harness.report.join import join
 from harness.report.markdown import markdown
 from harness.report.page import page
-from harness.report.source import Json, Run, mapping, read
+from harness.report.source import Json, Run, Source, mapping, read
 
 FORMAT = 1
 
@@ -30,8 +33,24 @@ def build_report(directory: Path) -> Json:
     Raises:
         ConfigError: `directory` holds no study.
     """
-    directory = Path(directory)
-    analysis = analyse(read(directory))
+    return _publish(read(Path(directory)), Path(directory))
+
+
+def build_joined(directories: Sequence[Path], out: Path) -> Json:
+    """The report of several run directories of one study, written to `out`, which is no run's own directory.
+
+    Raises:
+        ConfigError: as `join`; or `out` holds a run, whose report would be lost.
+    """
+    source = join(directories)
+    if (out / "study.yaml").exists():
+        raise ConfigError(f"--out {out}", rule="it holds a run with a report of its own", remedy="choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return _publish(source, out)
+
+
+def _publish(source: Source, directory: Path) -> Json:
+    analysis = analyse(source)
     check(analysis)
     shown = tables.every(analysis)
     report = document(analysis)

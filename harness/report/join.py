@@ -1,0 +1,139 @@
+"""Several run directories of one study as one: what must be the same is checked, and nothing is counted twice.
+
+Runs are joined when seeds or arms of a study ran in different places. Their science must be the same, and whatever
+scores depend on besides: the evaluation, the corpus, an arm's definition; under a measured budget the hardware too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError
+from harness.report.noise import hardware_of
+from harness.report.source import Json, Source, mapping, read
+from harness.rundir import load_study
+from harness.study import StudySpec
+
+# Evaluation keys that change no score: how often a curve is sampled, and what is said of a difference.
+_NO_PART_IN_SCORES = ("curve_points",)
+
+
+def join(directories: Sequence[Path]) -> Source:
+    """One source out of several directories, in their order.
+
+    Raises:
+        ConfigError: a directory holds no study; science, evaluation, corpus, an arm's definition or, under a measured
+            budget, the hardware differ; or an arm has one seed twice. The difference is named.
+    """
+    sources = [read(directory) for directory in directories]
+    studies = [load_study(directory) for directory in directories]
+    first = studies[0]
+    for directory, study in zip(directories[1:], studies[1:], strict=True):
+        where = f"{directories[0]} and {directory}"
+        _same(first.science(), study.science(), where, "science")
+        _same(_scoring(first), _scoring(study), where, "evaluation")
+    arms = _arms(studies, directories)
+    _once(sources)
+    _same_corpus(sources)
+    if not first.limit.unit.deterministic:
+        _same_hardware(sources)
+    seeds = list(dict.fromkeys(seed for study in studies for seed in study.seeds))
+    tree = {**sources[0].study, "arms": arms, "seeds": seeds}
+    tree["baseline"] = next((s.study.get("baseline") for s in sources if s.study.get("baseline")), None)
+    order = {arm["name"]: i for i, arm in enumerate(arms)}
+    runs = [run for source in sources for run in source.runs]
+    return replace(
+        sources[0],
+        study=tree,
+        environment=_environment(sources),
+        status=next((s.status for s in sources if s.status.get("state") != "done"), sources[0].status),
+        references=next((s.references for s in sources if s.references), {}),
+        runs=sorted(runs, key=lambda run: (order.get(run.arm, len(order)), run.arm, run.seed)),
+        controls=[run for source in sources for run in source.controls],
+        problems=[f"{source.directory.name}: {text}" for source in sources for text in source.problems],
+    )
+
+
+def _scoring(study: StudySpec) -> Json:
+    tree = study.evaluation.model_dump(mode="json")
+    return {key: value for key, value in tree.items() if key not in _NO_PART_IN_SCORES}
+
+
+def _same(one: Json, other: Json, where: str, what: str) -> None:
+    """Raise with the first differing key and both its values."""
+    for key, was, now in _differences(one, other):
+        raise ConfigError(
+            f"{where}: {what} differs in {key} ({was!r} and {now!r})",
+            rule="only runs of one study can be joined",
+            remedy="report them apart, or repeat one with the other's study.yaml",
+        )
+
+
+def _differences(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        found = (_differences(one.get(k), other.get(k), f"{path}.{k}".strip(".")) for k in keys)
+        return [difference for differences in found for difference in differences]
+    return [] if one == other else [(path, one, other)]
+
+
+def _arms(studies: Sequence[StudySpec], directories: Sequence[Path]) -> list[Json]:
+    """Every arm of every study once; an arm keeps its definition."""
+    found: dict[str, tuple[Json, Path]] = {}
+    for study, directory in zip(studies, directories, strict=True):
+        for arm in study.arms:
+            tree = arm.model_dump(mode="json")
+            before, where = found.setdefault(arm.name, (tree, directory))
+            _same(before, tree, f"{where} and {directory}", f"arm {arm.name}")
+    return [tree for tree, _ in found.values()]
+
+
+def _once(sources: Sequence[Source]) -> None:
+    seen: dict[tuple[str, str, int], Path] = {}
+    for source in sources:
+        for run in (*source.runs, *source.controls):
+            place = (run.arm, str(mapping(run.control).get("of") or ""), run.seed)
+            if place in seen:
+                raise ConfigError(
+                    f"{seen[place]} and {source.directory}",
+                    rule=f"both hold {run.arm}, seed {run.seed}, and a run counts once",
+                    remedy="leave one of them out",
+                )
+            seen[place] = source.directory
+
+
+def _same_corpus(sources: Sequence[Source]) -> None:
+    found = {str(run.record["corpus"]): s.directory for s in sources for run in s.runs if run.record.get("corpus")}
+    if len(found) > 1:
+        (first, here), (second, there) = list(found.items())[:2]
+        raise ConfigError(
+            f"{here} and {there}: the corpus differs ({first} and {second})",
+            rule="only runs on the same text can be joined",
+            remedy="repeat one of them where the data is the same",
+        )
+
+
+def _same_hardware(sources: Sequence[Source]) -> None:
+    found = {text: s.directory for s in sources for run in s.runs if (text := hardware_of(run))}
+    if len(found) > 1:
+        (first, here), (second, there) = list(found.items())[:2]
+        raise ConfigError(
+            f"{here} and {there}: a measured budget on {first} and on {second}",
+            rule="measured units are comparable on the same hardware only",
+            remedy="use a budget in flop, or run both on one kind of machine",
+        )
+
+
+def _environment(sources: Sequence[Source]) -> Json:
+    """The first environment; the others where they differ, so that no difference is lost, and every command."""
+    first = sources[0].environment
+    others = {
+        source.directory.name: {key: value for key, value in source.environment.items() if first.get(key) != value}
+        for source in sources[1:]
+    }
+    commands = [str(s.environment.get("command")) for s in sources if s.environment.get("command")]
+    joined = [str(source.directory) for source in sources]
+    return {**first, "command": " && ".join(dict.fromkeys(commands)), "joined": joined, "elsewhere": others}
