@@ -1,0 +1,133 @@
+"""Two hosts with an sshd each: the launch scripts give the ledger and the weights that one host gives.
+
+Bit for bit: the same two ranks compute and reduce in the same order wherever they sit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny import TinyStudy
+from tests.support.two_hosts import ADDRESSES, FIRST, PORT, SECOND, TwoHosts, missing
+
+ARMS = ("no_kd", "tinybert")
+TIMEOUT_S = 400
+
+
+@pytest.fixture(scope="module")
+def study(tiny: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    arms = [arm for arm in tiny.tree()["arms"] if arm["name"] in ARMS]
+    return tiny.write(tmp_path_factory.mktemp("study") / "two.yaml", arms=arms, budget="0.3 Gflop")
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """What every rank sees; no launcher's words from whoever runs the tests."""
+    unwanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in unwanted and not k.startswith(("NCCL", "MLFLOW", "PYTHON", "UCX", "MV2"))
+    }
+    scripts = Path(sys.executable).parent
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "PATH": f"{scripts}{os.pathsep}{kept['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[TwoHosts]:
+    if reason := missing():
+        pytest.skip(reason)
+    with TwoHosts(tmp_path_factory.mktemp("hosts"), environment) as made:
+        yield made
+
+
+def outcome(out: Path) -> dict[str, tuple[list, str]]:
+    """Per arm: every analytic charge of every step, and the hash of the final weights."""
+    found = {}
+    for arm in ARMS:
+        folder = out / "arms" / arm / "seed-1"
+        rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+        charges = [[row["step"], [c for c in row["charges"] if c[3] == "analytic"]] for row in rows]
+        weights = hashlib.sha256((folder / "student" / "model.safetensors").read_bytes()).hexdigest()
+        found[arm] = ([charge for charge in charges if charge[1]], weights)
+    return found
+
+
+def flags(root: Path, study: Path, out: Path) -> list[str]:
+    return ["--study", str(study), "--ds_config", str(root / "ds_configs" / "zero1_fp32.json"), "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def one_host(
+    root: Path, study: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[list, str]]:
+    """The reference: two ranks on this machine, under the torchrun script."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    result = subprocess.run(
+        [root / "launchers" / "torchrun.sh", *flags(root, study, out)], capture_output=True, text=True, timeout=TIMEOUT_S,
+        env={**environment, "RANKS_PER_NODE": "2", "MASTER_PORT": port},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return outcome(out)
+
+
+def places(out: Path) -> list[tuple[int, str, int]]:
+    record = json.loads((out / "environment.json").read_text())
+    assert record["hosts"] == sorted(ADDRESSES)
+    return [(place["rank"], place["host"], place["local_rank"]) for place in record["ranks"]]
+
+
+def test_torchrun_over_two_hosts_is_one_host(
+    root: Path, study: Path, hosts: TwoHosts, one_host: dict, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = [str(root / "launchers" / "torchrun.sh"), *flags(root, study, out)]
+    common = {
+        "NODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": ADDRESSES[FIRST], "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": "eth0",
+    }  # fmt: skip
+    agents = [
+        hosts.start(name, words, log=f"torchrun-{rank}", NODE_RANK=str(rank), **common)
+        for rank, name in enumerate((FIRST, SECOND))
+    ]
+    codes = [agent.wait(timeout=TIMEOUT_S) for agent in agents]
+    logs = "\n".join((hosts.folder / f"torchrun-{rank}.log").read_text()[-2000:] for rank in (0, 1))
+    assert codes == [0, 0], logs
+    assert outcome(out) == one_host
+    assert places(out) == [(0, FIRST, 0), (1, SECOND, 0)]
+
+
+def test_deepspeed_with_a_hostfile_over_two_hosts_is_one_host(
+    root: Path, study: Path, hosts: TwoHosts, one_host: dict, environment: dict[str, str], tmp_path: Path
+) -> None:
+    if shutil.which("pdsh") is None:
+        pytest.skip("no pdsh on PATH")
+    out = tmp_path / "run"
+    (tmp_path / "hostfile").write_text("".join(f"{name} slots=1\n" for name in ADDRESSES), encoding="ascii")
+    # pdsh drops the caller's environment; this file carries what ranks need.
+    carried = {
+        "PATH": environment["PATH"], "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1",
+        "ISOBUDGET_CACHE": os.environ["ISOBUDGET_CACHE"],
+    }  # fmt: skip
+    (tmp_path / "env").write_text("".join(f"{k}={v}\n" for k, v in carried.items()), encoding="ascii")
+    words = [str(root / "launchers" / "deepspeed_hostfile.sh"), *flags(root, study, out)]
+    launcher = hosts.start(
+        FIRST, words, log="deepspeed", HOSTFILE=str(tmp_path / "hostfile"), ENV_FILE=str(tmp_path / "env"), SSH_PORT=str(PORT),
+        MASTER_ADDR=ADDRESSES[FIRST], MASTER_PORT="29512", PATH=f"{hosts.ssh()}{os.pathsep}{environment['PATH']}",
+    )  # fmt: skip
+    code = launcher.wait(timeout=TIMEOUT_S)
+    assert code == 0, (hosts.folder / "deepspeed.log").read_text()[-4000:]
+    assert outcome(out) == one_host
+    assert places(out) == [(0, FIRST, 0), (1, SECOND, 0)]
