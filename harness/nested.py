@@ -12,7 +12,7 @@ pair. The mixed model adds two things to it: where the variance comes from, and 
 equally noisy; the verdict does not, and uses the paired t.
 
 On balanced data the closed forms here are the analysis of variance's, which equal restricted maximum likelihood
-with variance components left free to fall below zero (Searle, Casella and McCulloch 1992, section 4.8); a component
+with variance components left free to fall below zero (Searle, Casella and McCulloch 1992, chapter 4); a component
 estimated below zero is told as 0 and its estimate keeps its place in the test.
 
 Shapes: … studies, A arms, n pretraining seeds, m fine-tuning seeds.
@@ -161,7 +161,7 @@ def best_fine_seeds(model: MixedModel, *, pretraining_cost: float, fine_cost: fl
     """Fine-tuning seeds per run that give the narrowest interval for the money; None where that is not known.
 
     The variance of a pair is (own² + fine²/m) · 2/n at a price of n · (pretraining + m · fine-tuning), smallest at
-    m = (fine / own) · √(pretraining / fine-tuning) (Cochran 1977, section 10.6).
+    m = (fine / own) · √(pretraining / fine-tuning) (Cochran 1977, chapter 10).
     """
     if model.sd_fine is None or model.sd_own <= 0 or fine_cost <= 0:
         return None

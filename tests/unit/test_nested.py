@@ -60,7 +60,7 @@ def test_fine_tuning_seeds_taken_for_independent_raise_false_alarms(seeds: int) 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_a_percentile_bootstrap_raises_false_alarms_where_seeds_are_few(seeds: int) -> None:
-    """Why none is offered: with three seeds it is wrong four to six times too often."""
+    """Why none is offered: with three seeds it is wrong five times too often."""
     rng = np.random.default_rng(seeds)
     differences = rng.normal(size=(2_000, seeds))
     drawn = rng.integers(0, seeds, size=(400, seeds))
