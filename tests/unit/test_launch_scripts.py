@@ -1,0 +1,222 @@
+"""The launch scripts: clean to shellcheck, strict, and right about signals and exit codes with stand-ins for launchers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+SCRIPTS = ("deepspeed_hostfile.sh", "torchrun.sh", "mpirun.sh", "slurm.sbatch")
+
+
+@pytest.fixture
+def bash() -> str:
+    found = shutil.which("bash")
+    if found is None:
+        pytest.skip("no bash")
+    return found
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_strict_and_clean(root: Path, bash: str, name: str) -> None:
+    script = root / "launchers" / name
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert os.access(script, os.X_OK)
+    assert "\nset -euo pipefail\n" in text
+    assert not re.search(r"\beval\b", text)
+    assert "launch.py" in text
+    assert "OMP_NUM_THREADS" in text
+    assert subprocess.run([bash, "-n", script]).returncode == 0
+
+
+def test_shellcheck_finds_nothing(root: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck on PATH")
+    files = sorted(str(f) for f in (root / "launchers").iterdir() if f.suffix in (".sh", ".sbatch"))
+    said = subprocess.run(["shellcheck", "-x", *files], cwd=root, capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "arguments"),
+    [
+        ("torchrun.sh", {"NODES": "two"}, ["--out", "x"]),
+        ("torchrun.sh", {"NODES": "2", "NODE_RANK": "2"}, ["--out", "x"]),
+        ("torchrun.sh", {"MASTER_ADDR": "-x"}, ["--out", "x"]),
+        ("torchrun.sh", {"RUN_ID": "$(touch canary)"}, ["--out", "x"]),
+        ("torchrun.sh", {"RANKS_PER_NODE": "1;touch canary"}, ["--out", "x"]),
+        ("torchrun.sh", {}, ["--study", "quickstart"]),
+        ("mpirun.sh", {"RANKS": "2 --mca x"}, []),
+        ("mpirun.sh", {"RANKS": "2", "MASTER_ADDR": "a b"}, []),
+        ("mpirun.sh", {"RANKS": "2", "MASTER_PORT": "$(touch canary)"}, []),
+    ],
+)
+def test_a_wrong_value_ends_with_2_before_anything_starts(
+    root: Path, tmp_path: Path, bash: str, script: str, variables: dict[str, str], arguments: list[str]
+) -> None:
+    environment = {**os.environ, "RANKS_PER_NODE": "1", "PYTHON": sys.executable, **variables}
+    said = subprocess.run(
+        [bash, root / "launchers" / script, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 2, said.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def stand_in(folder: Path, name: str, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+    (folder / name).chmod(0o755)
+
+
+def test_mpirun_gives_every_rank_its_threads_and_its_cores(root: Path, tmp_path: Path, bash: str) -> None:
+    stand_in(
+        tmp_path / "bin",
+        "mpirun",
+        '[[ $1 == --version ]] && { echo "mpirun (Open MPI) 4.1"; exit; }; echo "$OMP_NUM_THREADS|$*"',
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MASTER_ADDR")}
+    environment |= {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "RANKS": "2", "PYTHON": "python-of-mine"}
+    said = subprocess.run(
+        [bash, root / "launchers" / "mpirun.sh", "--study", "a b"], env=environment, capture_output=True, text=True
+    )
+    threads, _, words = said.stdout.strip().partition("|")
+    cores = len(os.sched_getaffinity(0))
+    assert int(threads) == max(1, cores // 2)
+    assert "-np 2" in words
+    assert "--bind-to none" in words
+    assert words.endswith("python-of-mine launch.py --study a b")
+
+
+# -- slurm.sbatch against an srun and a scontrol that only play their part -----------------------------------
+@pytest.fixture
+def slurm(tmp_path: Path, root: Path) -> dict[str, str]:
+    """The environment of a batch job; `srun` becomes $RANK_BODY, `scontrol` writes down what it was asked."""
+    bin_ = tmp_path / "bin"
+    stand_in(bin_, "srun", 'echo "$@" > "$MARKS/srun"; echo ready > "$MARKS/ready"; exec bash -c "$RANK_BODY"')
+    stand_in(bin_, "scontrol", '[[ $1 == show ]] && { echo node1; echo node2; exit; }; echo "$@" >> "$MARKS/scontrol"')
+    return {
+        **os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "MARKS": str(tmp_path), "PYTHON": sys.executable,
+        "SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "6", "SLURM_SUBMIT_DIR": str(root),
+    }  # fmt: skip
+
+
+def batch(root: Path, slurm: dict[str, str], body: str, *, warn: bool) -> tuple[int, Path]:
+    marks = Path(slurm["MARKS"])
+    process = subprocess.Popen(
+        ["bash", root / "launchers" / "slurm.sbatch", "--study", "x", "--out", "y"], env={**slurm, "RANK_BODY": body},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    if warn:
+        deadline = time.monotonic() + 20
+        while not (marks / "ready").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGUSR1)
+    return process.wait(timeout=60), marks
+
+
+def test_a_warned_job_waits_for_the_save_and_asks_for_another_turn(root: Path, slurm: dict[str, str]) -> None:
+    save = 'trap "sleep 0.5; exit 75" USR1; for ((i = 0; i < 200; i++)); do sleep 0.1; done'
+    code, marks = batch(root, slurm, save, warn=True)
+    assert code == 75
+    assert (marks / "scontrol").read_text() == "requeue 4711\n"
+    words = (marks / "srun").read_text()
+    assert "--cpus-per-task=6" in words
+    assert words.rstrip().endswith("launch.py --study x --out y --auto-resume")
+
+
+def test_a_job_warned_while_it_starts_comes_back_too(root: Path, slurm: dict[str, str]) -> None:
+    code, marks = batch(root, slurm, "sleep 20", warn=True)
+    assert code == 75
+    assert (marks / "scontrol").exists()
+
+
+@pytest.mark.parametrize("code", [0, 2, 5, 1])
+def test_a_job_that_ends_by_itself_is_not_requeued(root: Path, slurm: dict[str, str], code: int) -> None:
+    got, marks = batch(root, slurm, f"exit {code}", warn=False)
+    assert got == code
+    assert not (marks / "scontrol").exists()
+
+
+# -- Kubernetes --------------------------------------------------------------------------------------------
+def kubernetes(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, root / "launchers" / "kubernetes.py", *words], capture_output=True, text=True
+    )
+
+
+def test_the_kubernetes_job_holds_together(root: Path) -> None:
+    said = kubernetes(
+        root, "--image", "registry.example/team/isobudget:1", "--name", "mine", "--nodes", "3", "--gpus-per-node", "4", "--cores",
+        "32", "--", "--study", "$(touch x)", "--out", "/shared/r",
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    service, job = yaml.safe_load_all(said.stdout)
+    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec, template = job["spec"], job["spec"]["template"]
+    pod = template["spec"]
+    (container,) = pod["containers"]
+    # The API's own rules for an indexed Job with a failure policy.
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == 3
+    assert pod["restartPolicy"] == "Never"
+    for rule in spec["podFailurePolicy"]["rules"]:
+        assert rule["action"] in ("Ignore", "FailJob", "Count", "FailIndex")
+        assert len({"onExitCodes", "onPodConditions"} & set(rule)) == 1
+        if codes := rule.get("onExitCodes"):
+            assert codes["containerName"] == container["name"]
+            assert codes["operator"] in ("In", "NotIn")
+            assert 0 not in codes["values"] or codes["operator"] == "NotIn"
+            assert codes["values"] == sorted(set(codes["values"]))
+    ignored = [
+        rule["onExitCodes"]["values"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        if rule["action"] == "Ignore" and "onExitCodes" in rule
+    ]
+    assert ignored == [[75]]
+    # The service must select the pods and be their subdomain, or the master's name never resolves.
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert pod["subdomain"] == service["metadata"]["name"] == job["metadata"]["name"] == "mine"
+    variables = {v["name"]: v.get("value") for v in container["env"]}
+    assert variables["MASTER_ADDR"] == "mine-0.mine"
+    assert (variables["NODES"], variables["RANKS_PER_NODE"], variables["OMP_NUM_THREADS"]) == ("3", "4", "8")
+    assert all(isinstance(v, str) for v in variables.values() if v is not None)
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    assert container["command"] == ["/isobudget/launchers/torchrun.sh"]
+    # Arguments are words of an exec, not of a shell; Kubernetes expands only $(VARIABLE) names that exist.
+    assert container["args"] == ["--study", "$(touch x)", "--out", "/shared/r"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--image", "a b", "--", "--out", "x"], ["--image", "a\nkind: Pod", "--", "--out", "x"], ["--image", "a", "--", "--study", "x"],
+     ["--image", "a", "--name", "../x", "--", "--out", "x"], ["--image", "a", "--claim", "X", "--", "--out", "x"],
+     ["--image", "a", "--memory", "lots", "--", "--out", "x"], ["--image", "a", "--nodes", "0", "--", "--out", "x"]],
+)  # fmt: skip
+def test_what_kubernetes_would_refuse_is_refused(root: Path, words: list[str]) -> None:
+    said = kubernetes(root, *words)
+    assert said.returncode == 2
+    assert said.stdout == ""
+
+
+def test_no_registry_is_named(root: Path) -> None:
+    text = (root / "launchers" / "kubernetes.yaml").read_text(encoding="utf-8")
+    assert "image: IMAGE" in text
