@@ -11,14 +11,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.data import glue
 from harness.data.glue import Part, TaskData
 from harness.errors import ConfigError
 from harness.models.shapes import Shape
 from harness.study import GlueSpec
 from harness.units import Unit, format_amount
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Successive halving over the paper's grid: (share of the full run's steps, grid points kept afterwards).
 STAGES = ((0.1, 4), (0.2, 2), (1.0, 1))
@@ -138,19 +143,40 @@ class GluePlan:
         return found
 
 
+def prepare(
+    spec: GlueSpec, tokenizer: PreTrainedTokenizerBase, *, tokenizer_fingerprint: str, shapes: list[Shape],
+    others: list[Shape],
+) -> GluePlan:  # fmt: skip
+    """Data and prices for students of these shapes; `others` are fine-tuned too, but do not count for the cap.
+
+    Raises:
+        ConfigError: not even the cheapest task fits under the cap.
+        DataError: the data cannot be had, or is not as it must be.
+    """
+    longest = min(shape.max_length for shape in [*shapes, *others])
+    data = glue.prepare(spec, tokenizer, tokenizer_fingerprint=tokenizer_fingerprint, longest=longest)
+    return plan(spec, data, shapes, longest=longest)
+
+
 def plan(spec: GlueSpec, data: Mapping[str, TaskData], shapes: list[Shape], *, longest: int) -> GluePlan:
-    """Price every task at the dearest of the shapes, and keep the cheapest that fit under the cap together.
+    """Price every task at the dearest of the shapes, and keep what fits under the cap; see `capped`."""
+    prices = {name: max(task_flop(shape, task, spec) for shape in shapes) for name, task in data.items()}
+    return capped(spec, data, prices, length=min(spec.length, longest))
+
+
+def capped(spec: GlueSpec, data: Mapping[str, TaskData], prices: Mapping[str, int], *, length: int) -> GluePlan:
+    """The cheapest tasks that fit under the cap together: a dearer one is never taken in place of a cheaper one.
 
     Raises:
         ConfigError: not even the cheapest task fits.
     """
-    prices = {name: max(task_flop(shape, task, spec) for shape in shapes) for name, task in data.items()}
-    kept: set[str] = set()
+    kept: list[str] = []
     spent = 0
     for name in sorted(prices, key=lambda n: (prices[n], n)):
-        if spec.cap is None or spent + prices[name] <= spec.cap:
-            kept.add(name)
-            spent += prices[name]
+        spent += prices[name]
+        if spec.cap is not None and spent > spec.cap:
+            break
+        kept.append(name)
     if not kept:
         cheapest = min(prices, key=lambda n: prices[n])
         raise ConfigError(
@@ -159,6 +185,6 @@ def plan(spec: GlueSpec, data: Mapping[str, TaskData], shapes: list[Shape], *, l
             remedy="raise the cap, or choose a smaller grid, fewer seeds or fewer train_examples",
         )
     return GluePlan(
-        spec=spec, data={n: t for n, t in data.items() if n in kept}, length=min(spec.length, longest),
+        spec=spec, data={n: t for n, t in data.items() if n in kept}, length=length,
         flop={n: prices[n] for n in data if n in kept}, dropped={n: prices[n] for n in data if n not in kept},
     )  # fmt: skip

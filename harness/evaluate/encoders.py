@@ -17,7 +17,7 @@ import torch
 from harness.errors import ConfigError, DataError
 from harness.evaluate.subject import Subject
 from harness.models import attention
-from harness.models.configs import dropout_settings
+from harness.models.configs import auto_model, dropout_settings
 from harness.models.families import family_of
 from harness.models.shapes import Shape, shape_of
 from harness.models.student import build_student
@@ -96,15 +96,13 @@ class Encoder:
         Raises:
             DataError: it cannot be read, or a weight of its body is missing.
         """
-        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
         from transformers.utils import logging
 
         attention.register()
-        kind = AutoModelForCausalLM if self.shape.causal else AutoModelForMaskedLM
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # the loading report is read below, not printed
         try:
-            model, report = kind.from_pretrained(
+            model, report = auto_model(self.shape.family).from_pretrained(
                 self.folder, attn_implementation=attention.NAME, use_safetensors=True, trust_remote_code=False,
                 local_files_only=True, output_loading_info=True, dtype=torch.float32,
                 **dropout_settings(self.shape.family, dropout),

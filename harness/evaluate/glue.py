@@ -1,11 +1,12 @@
 """GLUE for every student: a search over one grid per task, spread over all ranks, each fine-tuning done once.
 
 A result is one file below its student's folder, written whole when the job is done: what is there is never done
-again, whoever asks and however the last attempt ended. All ranks must see the run's directory.
+again, whoever asks and however the last attempt ended. All ranks must see the students' folders.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -25,11 +26,14 @@ from harness.progress import Silent
 from harness.ranks import Ranks
 from harness.rundir import read_json
 from harness.units import Unit, format_amount
+from harness.watchdog import beat
 
 HELD_OUT = "held_out"
-# How long a rank without work sleeps before it looks for the others' results, and how often it asks whether to stop.
+# How often a rank without work looks for the others' results, and how often any asks whether another failed.
 LOOK_EVERY_S = 0.5
-ASK_EVERY_S = 2.0
+ASK_EVERY_S = 0.5
+# Ranks come here in the same order, so the n-th of each speaks of the same work.
+_numbers = itertools.count()
 
 Result = dict[str, Any]
 
@@ -38,19 +42,19 @@ class Glue:
     """All fine-tunings of a plan for some students."""
 
     def __init__(
-        self, plan: GluePlan, students: list[Student], *, pad: int, root: Path, ranks: Ranks, device: torch.device,
-        tell: Silent, stop: Callable[[], bool],
+        self, plan: GluePlan, students: list[Student], *, pad: int, ranks: Ranks, device: torch.device, tell: Silent,
+        stop: Callable[[], bool],
     ) -> None:  # fmt: skip
         self.plan = plan
         self.students = students
         self.pad = pad
-        self.root = root
         self.ranks = ranks
         self.device = device
         self.tell = tell
         self._stop = stop
-        self._asked = 0.0
-        self._halted = False
+        self._word = f"glue-failed-{next(_numbers)}"
+        self._asked_at = 0.0
+        self._failed = False
         wanted = plan.spec.precision
         if wanted == "auto":
             on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,10 +68,6 @@ class Glue:
             Preempted: a signal asked to stop; finished jobs are kept.
             DataError: a student cannot be loaded.
         """
-        if self.ranks.is_main:
-            for left in self.root.glob(".glue-halted-*"):
-                left.unlink(missing_ok=True)
-        self.ranks.barrier()
         spec, results = self.plan.spec, {}
         survivors = {(s.name, task): points(spec) for s in self.students for task in self.plan.data}
         rounds = stages(spec)
@@ -102,9 +102,9 @@ class Glue:
             self.wait_for([j.file for j in missing])
         except IsoBudgetError as error:
             failure = error
-            self.halt()
+            self.ranks.tell_all(self._word)
         except BaseException:
-            self.halt()  # or the others would wait for results that never come
+            self.ranks.tell_all(self._word)  # or the others would wait for results that never come
             raise
         self.ranks.agree(failure)
         for theirs in self.ranks.gather(mine):
@@ -113,16 +113,21 @@ class Glue:
 
     def do(self, each: Job) -> Result:
         """Fine-tune once and keep the result."""
-        if self.halted():
-            raise Preempted("stopped before a fine-tuning", remedy="run again with --resume to continue")
         data, task = each.data, each.data.task
         splits = dict(data.judged) if each.last or data.selection is None else {}
         if data.selection is not None:
             splits[HELD_OUT] = data.selection
         model = each.student.model
+
+        def stop() -> bool:
+            beat(f"fine-tuning {each.student.name} on {task.name}")
+            return self.halted()
+
+        if stop():
+            raise Preempted("stopped before a fine-tuning", remedy="run again with --resume to continue")
         outcome = finetune(
             model.load(device=self.device, dropout=each.recipe.dropout), data, each.recipe, pad=self.pad,
-            segments=model.segments, splits=splits, stop=self.halted,
+            segments=model.segments, splits=splits, stop=stop,
         )  # fmt: skip
         found, notes = {}, []
         for split, predictions in outcome.predictions.items():
@@ -159,17 +164,12 @@ class Glue:
                 time.sleep(LOOK_EVERY_S)
 
     def halted(self) -> bool:
-        """Whether this rank or another was asked to stop or failed."""
-        if self._halted or self._stop():
-            return True
-        if self.ranks.world > 1 and time.monotonic() - self._asked > ASK_EVERY_S:
-            self._asked = time.monotonic()
-            self._halted = any(self.root.glob(".glue-halted-*"))
-        return self._halted
-
-    def halt(self) -> None:
-        if self.ranks.world > 1:
-            (self.root / f".glue-halted-{self.ranks.rank}").touch()
+        """Whether this rank was asked to stop, or another failed."""
+        now = time.monotonic()
+        if not self._failed and now - self._asked_at >= ASK_EVERY_S:
+            self._asked_at = now
+            self._failed = self.ranks.was_told(self._word)
+        return self._failed or self._stop()
 
     # -- what came of it -----------------------------------------------------------------------------
     def summary(

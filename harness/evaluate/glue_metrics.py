@@ -45,11 +45,11 @@ def _metric(name: str, predictions: Array, labels: Array) -> float:
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they warn of constant input, which is noted by the caller
+        warnings.simplefilter("ignore")  # they warn of constant input: correlations of it are noted by the caller, an F1 of none is 0
         if name == "accuracy":
             return float(accuracy_score(labels, predictions))
         if name == "f1":
-            return float(f1_score(labels, predictions, zero_division=0))
+            return float(f1_score(labels, predictions))
         if name == "matthews":
             return float(matthews_corrcoef(labels, predictions))
         correlate = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name]

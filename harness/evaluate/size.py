@@ -15,6 +15,7 @@ import torch
 
 from harness.evaluate.encoders import Encoder
 from harness.evaluate.subject import Subject
+from harness.hardware import describe
 from harness.models.signals import Needs
 
 LENGTH = 128
@@ -38,7 +39,7 @@ def measure(folder: Path, *, device: torch.device) -> dict[str, Any]:
         "parameters_without_embeddings": sum(p.numel() for key, p in parameters.items() if key not in embeddings),
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "latency": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "threads": torch.get_num_threads(),
             "length": min(LENGTH, subject.shape.max_length),
             "precision": "fp32",
@@ -47,6 +48,11 @@ def measure(folder: Path, *, device: torch.device) -> dict[str, Any]:
             **{f"batch_{batch}": latency(subject, batch) for batch in BATCHES},
         },
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's model, which a latency belongs to."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(describe()["cpu"])
 
 
 @torch.no_grad()

@@ -1,0 +1,279 @@
+"""`evaluate`: fine-tune finished students, or any encoder folder, on GLUE."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.commands._study import print_json
+from harness.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from harness.evaluate.glue import Glue
+    from harness.progress import Silent
+    from harness.study import GlueSpec
+
+HELP = "fine-tune the students of a run, or any encoder folder, on GLUE"
+HUB = "nyu-mll/glue"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="RUN_DIR|MODEL_FOLDER", help="a finished study, or a Hugging Face folder")
+    parser.add_argument("--glue", metavar="HUB_NAME|FOLDER", help=f"where GLUE is (default: the study's, or {HUB})")
+    parser.add_argument("--tasks", metavar="cola,rte", help="default: the study's, or all nine")
+    parser.add_argument("--grid", metavar="paper|quick|staged", help="learning rates, batch sizes and epochs to search")
+    parser.add_argument(
+        "--select-on", metavar="train|validation", help="a held-out part of train (default), or the paper's protocol"
+    )
+    parser.add_argument("--seeds", metavar="1,2,3", help="fine-tuning seeds, nested in each student's own")
+    parser.add_argument("--max-flop", metavar='"1e17 flop"', help="the most one student's fine-tuning may cost")
+    parser.add_argument("--train-examples", metavar="N", help="cut every task's train split to so many examples")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
+        help="change one other key of the glue block",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="where a MODEL_FOLDER's results go (default runs/glue/<name>)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def execute(options: argparse.Namespace, given: list[str]) -> int:
+    target = Path(options.target).expanduser()
+    if (target / "study.yaml").is_file():
+        evaluate = _run_directory
+    elif (target / "config.json").is_file():
+        evaluate = _model_folder
+    else:
+        raise ConfigError(
+            f"{options.target}", rule="neither a study's directory nor a model folder",
+            remedy="give a directory written by run, or a folder with config.json and safetensors",
+        )  # fmt: skip
+    return evaluate(target, options)
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the glue block that the command line sets."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for assignment in options.assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {assignment}", rule="an assignment is KEY=VALUE", remedy="e.g. --set dropout=0")
+        from harness.study.keys import assign, number
+
+        try:
+            assign(found, key, number(yaml.safe_load(text)))
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment}", rule="the value is not YAML", remedy="quote it") from None
+    plain = {"path": options.glue, "grid": options.grid, "select_on": options.select_on, "max_flop": options.max_flop}
+    found |= {key: value for key, value in plain.items() if value is not None}
+    if options.train_examples is not None:
+        found["train_examples"] = options.train_examples
+    if options.tasks is not None:
+        found["tasks"] = [task.strip() for task in options.tasks.split(",")]
+    if options.seeds is not None:
+        try:
+            found["seeds"] = [int(seed) for seed in options.seeds.split(",")]
+        except ValueError:
+            raise ConfigError(
+                f"--seeds {options.seeds}", rule="seeds are whole numbers", remedy="for example --seeds 1,2,3"
+            ) from None
+    return found
+
+
+def _spec(before: GlueSpec | None, options: argparse.Namespace) -> GlueSpec:
+    from harness.study import glue_spec
+
+    kept = {} if before is None else before.model_dump(mode="json")
+    return glue_spec({**kept, **changes(options)}, where="the command line")
+
+
+def _run_directory(root: Path, options: argparse.Namespace) -> int:
+    """Every student of a finished study; the scores join its records and its report."""
+    from harness.rundir import RunDirectory, load_study
+
+    study = load_study(root)
+    spec = _spec(study.evaluation.glue, options)
+    study = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"glue": spec})})
+    if options.out is not None:
+        raise ConfigError(
+            f"--out {options.out}", rule="the results of a study stay beside its students", remedy="leave it out"
+        )
+    directory = RunDirectory(root)
+    unfinished = [
+        f"{arm.name}, seed {seed}"
+        for arm in study.arms
+        for seed in study.seeds
+        if (directory.record(arm.name, seed) or {}).get("state") != "done"
+    ]
+    if unfinished:
+        raise ConfigError(
+            f"{root}: {unfinished[0]} has not been trained", rule="arms are compared whole",
+            remedy="finish the study first: run --resume --out",
+        )  # fmt: skip
+    from harness.engine import connect, device_of
+
+    ranks = connect()
+    from harness.data.glue_price import prepare
+    from harness.data.tokenizer import load_tokenizer, special_ids
+    from harness.evaluate import glue_study
+    from harness.evaluate.glue import Glue
+    from harness.models.shapes import shape_of
+    from harness.models.student import student_config
+    from harness.models.teacher import inspect
+    from harness.progress import reporter
+    from harness.stopping import StopFlag
+
+    tell = reporter(is_main=ranks.is_main, json=options.json)
+    trials = glue_study.trained(study, directory)
+    # The student's own copy: the study may name a tokenizer that is no longer where it was.
+    tokenizer, fingerprint = load_tokenizer(str(directory.trial(*trials[0]) / "student"))
+    special = special_ids(tokenizer)
+    ids = {"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask}
+    configs = [
+        student_config(
+            study.for_arm(arm).student, vocab=len(tokenizer), special=ids, block_length=study.data.block_length
+        )
+        for arm in study.arms
+    ]
+    others = [inspect(study.teacher.path).shape] if study.teacher is not None and "teacher" in spec.references else []
+    plan = prepare(
+        spec, tokenizer, tokenizer_fingerprint=fingerprint, others=others,
+        shapes=list(dict.fromkeys(shape_of(config.to_dict()) for config in configs)),
+    )  # fmt: skip
+    ranks.on_main(lambda: directory.open(study, resume=True))
+    try:
+        with StopFlag(ranks) as stop:
+            ranks.on_main(lambda: glue_study.measure_sizes(directory, trials, device_of(ranks)))
+            glue = Glue(
+                plan, glue_study.students(study, directory, trials, config=configs[0]), pad=special.pad, ranks=ranks,
+                device=device_of(ranks), tell=tell, stop=stop,
+            )  # fmt: skip
+            _say(plan_notes=glue_study.plan_notes(plan, study), tell=tell, glue=glue)
+            glue_study.evaluate(glue, publish=True, directory=directory, trials=trials)
+    finally:
+        if ranks.is_main:
+            directory.close()
+    if ranks.is_main:
+        _show_study(directory, glue, options)
+    ranks.barrier()
+    return 0
+
+
+def _show_study(directory: Any, glue: Glue, options: argparse.Namespace) -> None:
+    from harness.report import build_report
+    from harness.rundir import read_json
+
+    build_report(directory.root)
+    rows = []
+    references = read_json(directory.root / "references.json") or {}
+    for student in glue.students:
+        kept = read_json(student.folder / "record.json") or references.get(student.folder.name, {})
+        found = {name: value for name, value in kept.get("scores", {}).items() if name.startswith("glue.")}
+        rows.append({"name": student.name, "scores": found, "glue": kept.get("glue"), "model": kept.get("model")})
+    _print({"run": str(directory.root), "students": rows}, options)
+
+
+def _model_folder(folder: Path, options: argparse.Namespace) -> int:
+    """One encoder; its results are kept in a folder of their own."""
+    spec = _spec(None, options)
+    from harness.evaluate.encoders import Encoder
+
+    encoder = Encoder(folder)
+    shape = encoder.shape
+    from filelock import FileLock, Timeout
+
+    from harness.engine import connect, device_of
+
+    ranks = connect()
+    from harness.data.glue_price import prepare
+    from harness.data.tokenizer import load_tokenizer, special_ids
+    from harness.evaluate import size
+    from harness.evaluate.glue import Glue, scores, spent
+    from harness.evaluate.glue_jobs import Student
+    from harness.progress import reporter
+    from harness.rundir import write_json
+    from harness.stopping import StopFlag
+
+    tell = reporter(is_main=ranks.is_main, json=options.json)
+    tokenizer, fingerprint = load_tokenizer(str(folder))
+    if len(tokenizer) > shape.vocab:
+        raise DataError(
+            f"model {folder} has {shape.vocab} embeddings", rule=f"its tokenizer has {len(tokenizer)} entries",
+            remedy="give the tokenizer it was trained with",
+        )  # fmt: skip
+    plan = prepare(spec, tokenizer, tokenizer_fingerprint=fingerprint, shapes=[shape], others=[])
+    name = folder.resolve().name
+    out = Path(options.out or Path("runs") / "glue" / f"{name}-{encoder.fingerprint}")
+    lock = FileLock(out / ".lock", timeout=0)
+
+    def begin() -> None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(f"--out {out}", rule="another evaluation is using it", remedy="choose another") from None
+        except OSError as error:
+            raise ConfigError(
+                f"--out {out}", rule=f"not writable ({error.strerror})", remedy="choose another"
+            ) from None
+
+    ranks.on_main(begin)
+    try:
+        with StopFlag(ranks) as stop:
+            measured = ranks.on_main(lambda: size.measure(folder, device=device_of(ranks)))
+            glue = Glue(
+                plan, [Student(name, out, encoder)], pad=special_ids(tokenizer).pad, ranks=ranks,
+                device=device_of(ranks), tell=tell, stop=stop,
+            )  # fmt: skip
+            _say(plan_notes=plan.notes, tell=tell, glue=glue)
+            summaries = glue.run()
+        if ranks.is_main:
+            flop, seconds = spent(out)
+            table = {
+                "model": str(folder), "weights": encoder.fingerprint,
+                "students": [
+                    {
+                        "name": name, "scores": scores(summaries)[name], "model": measured,
+                        "glue": {**summaries[name], "flop": flop, "seconds": seconds},
+                    }
+                ],
+            }  # fmt: skip
+            write_json(out / "evaluation.json", table)
+            _print({**table, "out": str(out)}, options)
+    finally:
+        if ranks.is_main:
+            lock.release()
+    ranks.barrier()
+    return 0
+
+
+def _say(*, plan_notes: list[str], tell: Silent, glue: Glue) -> None:
+    from harness.units import Unit, format_amount
+
+    for note in plan_notes:
+        tell.say(f"note: {note}")
+    each = sum(glue.plan.flop.values())
+    tell.say(f"GLUE: {', '.join(glue.plan.data)}; at most {format_amount(each, Unit.FLOP)} per student")
+
+
+def _print(table: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.json:
+        print_json(table)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(score for row in table["students"] for score in row["scores"]))
+    view = Table(title="GLUE", title_justify="left")
+    view.add_column("student")
+    for name in names:
+        view.add_column(name.removeprefix("glue."), justify="right")
+    for row in table["students"]:
+        view.add_row(row["name"], *(f"{100 * row['scores'][n]:.1f}" if n in row["scores"] else "–" for n in names))
+    console = Console()
+    console.print(view)
+    for note in dict.fromkeys(note for row in table["students"] for note in (row["glue"] or {}).get("notes", [])):
+        console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(f"results: {table.get('out') or table['run']}", highlight=False, markup=False)
