@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from harness.setting import ArmSetting
 
 # Seconds that all timed steps may take together, and how many each arm gets at least and at most.
-TIMED_S = 2.5
+TIMED_S = 1.5
 FEWEST, MOST = 3, 15
 # Without a GPU: a step of about a quarter of a second, and models that are built within a second.
 CPU_FLOP = 1.5e10

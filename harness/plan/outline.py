@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # A corpus of at most this many bytes is built while the user waits: a second or two.
 SMALL_BYTES = 1_000_000
+PYTHON_DOCS = "python-docs"
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[
     """
     labels = [source.label for source in study.data.sources]
     notes: list[str] = []
-    why = _missing(study)
-    if why is None:
+    reasons = _missing(study)
+    if not reasons:
         setting = prepare(study, ds_config, world=world, tell=tell)
         blocks = {label: len(setting.corpus.blocks("train", label)) for label in labels}
         held = {split: len(setting.corpus.blocks(split)) for split in ("validation", "test")}
         return Sketch(study, ds_config, world, setting.arms, setting, True, dict(blocks), dict(held), notes)
-    notes.append(why)
+    notes += reasons
     entries, special, tokenizer, fingerprint, said = vocabulary(study.data.tokenizer)
     notes += said
     outline = Outline(
@@ -94,6 +95,8 @@ def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[
     arms = outline.arms
     notes += _from_the_table(study)
     train, held_out, said = _cached_sizes(study, fingerprint)
+    if None in train.values():
+        said.append("epochs are unknown: how much text there is can only be told where the corpus has been built")
     return Sketch(study, ds_config, world, arms, outline, False, train, held_out, notes + said)
 
 
@@ -135,33 +138,38 @@ def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | Non
     return train, held, notes
 
 
-def _missing(study: StudySpec) -> str | None:
-    """Why the complete setting cannot be made within seconds, or None."""
+def _missing(study: StudySpec) -> list[str]:
+    """Why the complete setting cannot be made within seconds; empty where it can."""
     from harness.data.corpus import is_built
-    from harness.models.teacher import BUILTIN
 
-    named = [arm_study.teacher.path for arm_study in _views(study) if arm_study.teacher is not None]
-    for path in named:
-        if path != "builtin" and not Path(path).expanduser().is_dir() and cached_folder_of(path, "config.json") is None:
-            return f"teacher {path} is not on this machine: its weights and tokenizer are unchecked"
-    assert BUILTIN.is_dir()
+    reasons = [
+        f"teacher {path} is not on this machine: its weights and tokenizer are unchecked"
+        for path in dict.fromkeys(view.teacher.path for view in _views(study) if view.teacher is not None)
+        if not _teacher_is_here(path)
+    ]
     if not _is_here(study.data.tokenizer):
-        return f"tokenizer {study.data.tokenizer} is not on this machine: epochs are unknown"
-    for source in study.data.sources:
-        path = Path(source.path).expanduser()
-        if source.path != "python-docs" and not path.exists():
-            return f"data source {source.path} is not on this machine: epochs are unknown"
+        reasons.append(
+            f"tokenizer {study.data.tokenizer} is not on this machine: whether it is the teacher's is unchecked"
+        )
+    elsewhere = [s.path for s in study.data.sources if s.path != PYTHON_DOCS and not Path(s.path).expanduser().exists()]
+    reasons += [f"data source {path} is not on this machine" for path in elsewhere]
     glue = study.evaluation.glue
     if glue is not None and (not Path(glue.path).is_dir() or _size(Path(glue.path)) > SMALL_BYTES):
-        return "GLUE is not tokenised for a plan: it is priced at its published sizes, every example at full length"
-    if is_built(study.data):
-        return None
-    sizes = [_size(Path(source.path).expanduser()) for source in study.data.sources if source.path != "python-docs"]
-    if len(sizes) == len(study.data.sources) and sum(sizes) <= SMALL_BYTES:
-        return None
-    return (
-        "the corpus is not in the cache yet: epochs are unknown until a run has built it (ISOBUDGET_CACHE says where)"
-    )
+        reasons.append(
+            "GLUE is not tokenised for a plan: it is priced at its published sizes, every example at full length"
+        )
+    if not reasons and not is_built(study.data) and not _is_small(study):
+        reasons.append("the corpus is not in the cache yet: a run, or prefetch, builds it once")
+    return reasons
+
+
+def _is_small(study: StudySpec) -> bool:
+    paths = [source.path for source in study.data.sources]
+    return PYTHON_DOCS not in paths and sum(_size(Path(path).expanduser()) for path in paths) <= SMALL_BYTES
+
+
+def _teacher_is_here(path: str) -> bool:
+    return path == "builtin" or Path(path).expanduser().is_dir() or cached_folder_of(path, "config.json") is not None
 
 
 def _views(study: StudySpec) -> list[StudySpec]:
@@ -251,8 +259,7 @@ def _from_the_table(study: StudySpec) -> list[str]:
     names = {study.data.tokenizer: _is_here(study.data.tokenizer)}
     for view in _views(study):
         if view.teacher is not None and view.teacher.path != "builtin":
-            path = view.teacher.path
-            names[path] = Path(path).expanduser().is_dir() or cached_folder_of(path, "config.json") is not None
+            names[view.teacher.path] = _teacher_is_here(view.teacher.path)
     looked_up = [name for name, here in names.items() if not here and vocabulary_of_known(name) is not None]
     return [f"sizes of {name} are from a table of published configs" for name in looked_up]
 

@@ -58,7 +58,7 @@ def tables(table: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
                     arm["name"],
                     *(_flop(arm["step_cost"].get(account.value, {}).get("flop")) for account in
                       (Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE)),
-                    format_amount(arm["charged_per_step"], Unit(table["budget"]["unit"])),
+                    _charge(arm["charged_per_step"], Unit(table["budget"]["unit"])),
                     "unknown" if arm["step_s"] is None else duration(arm["step_s"]["total_s"]),
                 ]
                 for arm in arms
@@ -119,8 +119,8 @@ def tables(table: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
                 ["arm", "accounting", "cost", "this arm's share", "charged"],
                 [
                     [
-                        arm["name"], arm["teacher_training"]["policy"], _flop(arm["teacher_training"]["full"]),
-                        _flop(arm["teacher_training"]["share"]), "yes" if arm["teacher_training"]["charged"] else "no",
+                        arm["name"], arm["teacher_training"]["policy"], _or_unknown(arm["teacher_training"]["full"]),
+                        _or_unknown(arm["teacher_training"]["share"]), "yes" if arm["teacher_training"]["charged"] else "no",
                     ]
                     for arm in taught
                 ],
@@ -257,6 +257,14 @@ def size(count: float | None) -> str:
 
 def _flop(amount: float | None) -> str:
     return format_amount(amount, Unit.FLOP) if amount else "–"
+
+
+def _charge(amount: float, unit: Unit) -> str:
+    return duration(amount) if unit is Unit.SECOND else format_amount(amount, unit)
+
+
+def _or_unknown(amount: float | None) -> str:
+    return "unknown" if amount is None else _flop(amount)
 
 
 def _tokens(amount: float) -> str:
