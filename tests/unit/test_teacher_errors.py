@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.errors import TeacherError
-from harness.models.shapes import CAUSAL_MODEL_TYPES
 from harness.models.teacher import Teacher, inspect, weights_fingerprint
 
 from . import model_zoo as zoo
@@ -105,7 +104,10 @@ def test_truncated_safetensors_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        *(({"model_type": kind, "architectures": None}, "causal") for kind in CAUSAL_MODEL_TYPES),
+        *(({"model_type": kind, "architectures": None}, "unusable config") for kind in ("mistral", "opt", "gpt_neox")),
+        ({"model_type": "gpt2", "architectures": None, "scale_attn_by_inverse_layer_idx": True}, "1/√d"),
+        ({"model_type": "llama", "architectures": None, "head_dim": 4}, "heads are hidden / heads wide"),
+        ({"model_type": "llama", "architectures": None, "num_key_value_heads": 2}, "they divide them"),
         ({"is_decoder": True}, "causal"),
         ({"architectures": ["BertLMHeadModel", "BertForCausalLM"]}, "causal"),
         ({"model_type": "t5", "architectures": None}, "unusable config"),
