@@ -64,6 +64,19 @@ def register_flop(op: str, amount: int) -> None:
     _flop[op] = _flop.get(op, 0) + amount
 
 
+def register_pairs(
+    op: str, student: tuple[int, ...], teacher: tuple[int, ...], *, with_gradient: tuple[int, int]
+) -> None:
+    """Tell the products of a kernel over pairs of tokens; shapes are (B, T, width of all heads).
+
+    `with_gradient` counts products per pair, (student's, teacher's), as the kernel's README derives them; without
+    a gradient there are the scores alone.
+    """
+    mine, theirs = with_gradient if torch.is_grad_enabled() else (1, 1)
+    sequences, length, width = student
+    register_flop(op, 2 * sequences * length * length * (mine * width + theirs * teacher[-1]))
+
+
 def registered_flop() -> int:
     """All that was registered in this process so far."""
     return sum(_flop.values())

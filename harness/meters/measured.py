@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 from harness.budget import Account, Charge
 from harness.meters.device_time import DeviceClock
@@ -20,6 +21,7 @@ from harness.units import Unit
 # Measured amounts are summed over this many steps before ranks exchange them, unless the budget is in their unit.
 POSTING_STEPS = 16
 
+T = TypeVar("T")
 Instrument = DeviceClock | WallClock | RunEnergy
 
 
@@ -55,7 +57,8 @@ class Measured:
         self._deciding = next((i for i in self._instruments if unit in i.units), None)
         self._steps = dict.fromkeys(self._instruments, 0)
         self._count = 0
-        self.own_s = 0.0  # spent in this meter's calls, waiting for other ranks included
+        self.own_s = 0.0  # spent in this meter's calls
+        self.waited_s = 0.0  # of those, for other ranks and for the device
 
     # -- what belongs to whom --------------------------------------------------------------------------
     def span(self, account: Account) -> AbstractContextManager[None]:
@@ -109,12 +112,20 @@ class Measured:
         self.own_s += time.perf_counter() - begun
         return charges
 
+    def _wait(self, action: Callable[[], T]) -> T:
+        begun = time.perf_counter()
+        try:
+            return action()
+        finally:
+            self.waited_s += time.perf_counter() - begun
+
     def _post(self, due: tuple[Instrument, ...]) -> list[Charge]:
         if not due:
             return []
         if self._deciding in due and self.unit is not Unit.GPU_SECOND:
-            self._settle()  # device time has its own events; the others must not run ahead of the device
-        sums = self._ranks.add([value for instrument in due for value in instrument.local()])
+            self._wait(self._settle)  # device time has its own events; the others must not run ahead of the device
+        mine = [value for instrument in due for value in instrument.local()]
+        sums = self._wait(lambda: self._ranks.add(mine))
         charges: list[Charge] = []
         for instrument in due:
             part, sums = sums[: instrument.width], sums[instrument.width :]

@@ -125,9 +125,10 @@ class Instruments:
 
     @property
     def overhead(self) -> dict[str, float]:
-        """Seconds in this rank's meter calls, and their share of the trial so far."""
+        """Seconds in this rank's meter calls and their share of the trial so far; apart, its waiting for other ranks."""
         lasted = max(1e-9, time.monotonic() - self._begun)
-        return {"seconds": self.measured.own_s, "share": self.measured.own_s / lasted}
+        own = self.measured.own_s - self.measured.waited_s
+        return {"seconds": own, "share": own / lasted, "waited_seconds": self.measured.waited_s}
 
 
 def bare(ranks: Ranks, *, unit: Unit) -> Measured:

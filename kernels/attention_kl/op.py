@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import Backend, Choice, choose, ran, tile_refusal
+from ..backend import Backend, Choice, choose, ran, register_pairs, tile_refusal
 from . import eager, reference
 
 
@@ -21,8 +21,11 @@ def attention_kl(
     """reference.attention_kl's loss by the backend that `chosen` names: same definition, guarantees and errors."""
     choice = ran("attention_kl", chosen(q_s, k_s, q_t, k_t, backend=backend))
     if choice.backend == "triton":
-        from . import triton_kernel  # imports triton, which a CPU machine need not have
+        from ..tiles import TILE  # imports triton, which a CPU machine need not have
+        from . import triton_kernel
 
+        student, teacher = ((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]) for q in (q_s, q_t))
+        register_pairs("attention_kl", student, teacher, with_gradient=(3, 1) if q_s.shape[2] <= TILE else (5, 3))
         return triton_kernel.attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
     module = eager if choice.backend == "eager" else reference
     return module.attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention_kl.reference import check_heads
-from ..backend import Backend, Choice, choose, ran, tile_refusal
+from ..backend import Backend, Choice, choose, ran, register_pairs, tile_refusal
 from . import eager, reference
 from .reference import score_count
 
@@ -26,8 +26,11 @@ def score_sse(
     """reference.score_sse's loss by the backend that `chosen` names: same definition, guarantees and errors."""
     choice = ran("score_sse", chosen(q_s, k_s, q_t, k_t, head_average=head_average, backend=backend))
     if choice.backend == "triton":
-        from . import triton_kernel  # imports triton, which a CPU machine need not have
+        from ..tiles import TILE  # imports triton, which a CPU machine need not have
+        from . import triton_kernel
 
+        student, teacher = ((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]) for q in (q_s, q_t))
+        register_pairs("score_sse", student, teacher, with_gradient=(3, 1) if q_s.shape[2] <= TILE else (4, 2))
         return triton_kernel.score_sse(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
     module = eager if choice.backend == "eager" else reference
     return module.score_sse(q_s, k_s, q_t, k_t, lengths_B=lengths_B, head_average=head_average, causal=causal)

@@ -60,7 +60,13 @@ def library(*defines: str) -> Path:
 
 
 def run(
-    function: str, scenario: str, *, defines: tuple[str, ...] = (), folder: Path | None = None, **arguments: Any
+    function: str,
+    scenario: str,
+    *,
+    defines: tuple[str, ...] = (),
+    folder: Path | None = None,
+    timeout_s: float = 60,
+    **arguments: Any,
 ) -> Any:
     """Call `in_process.<function>(**arguments)` under a scenario (a file's stem, or its text) and return its result."""
     where = library(*defines) if folder is None else folder
@@ -68,7 +74,9 @@ def run(
     if "\n" in scenario:
         path = where / f"scenario-{abs(hash(scenario))}.txt"
         path.write_text(scenario, encoding="utf-8")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("CUDA_")}
+    # A run in the test process has left its ranks' rendezvous there: a run of the child's has its own.
+    left = ("CUDA_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(left)}
     environment = {
         **kept,
         "LD_LIBRARY_PATH": str(where),
@@ -81,7 +89,7 @@ def run(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout_s,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -266,6 +266,28 @@ def sample_threaded(
     return {"stopped_in_s": stopped_in, "overhead": overhead, "error": error, "energy": reading(value)}
 
 
+# -- whole runs ------------------------------------------------------------------------------------------
+def train(uuids: list[str], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Studies trained on the CPU while these GPUs stand for its devices; each run starts at its `at_s`.
+
+    The fake's clock runs with real time, so that a joule is a joule of this run.
+    """
+    from harness import cli
+    from harness.meters import node
+
+    clock = FakeClock()
+    here = node.Node(index=0, count=1, reads=True, uuids=tuple(uuids))
+    node.find = lambda ranks: here
+    records: list[dict[str, Any]] = []
+    for run in runs:
+        clock.set(run["at_s"])
+        clock.run(1.0)
+        code = cli.main(run["command"])
+        file = Path(run["record"])
+        records.append({"code": code, **(json.loads(file.read_text()) if file.exists() else {})})
+    return records
+
+
 # -- doctor ----------------------------------------------------------------------------------------------
 def diagnose(environ: dict[str, str]) -> list[dict[str, str]]:
     """The findings that concern devices, under this environment."""

@@ -28,7 +28,7 @@ from harness.study.accounting import default_charged
 from harness.units import Unit
 
 DEVICES = 2
-STARTUP_S, CHECKPOINT_S, EVALUATION_S = 3.0, 0.5, 0.75
+STARTUP_S, EVALUATION_S = 3.0, 0.75
 WATTS = 300.0
 MEASURED = [Unit.SECOND, Unit.ALLOCATED_GPU_SECOND, Unit.GPU_SECOND, Unit.JOULE]
 
