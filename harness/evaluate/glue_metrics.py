@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from harness.data.glue_tasks import Task
 
+# These ask how two things vary together, which nothing constant does.
+CORRELATIONS = ("matthews", "pearson", "spearman")
+
 Array = npt.NDArray[np.float64]
 
 
@@ -27,16 +30,17 @@ def metrics(task: Task, predictions: Array, labels: Array) -> tuple[dict[str, fl
         return dict.fromkeys(task.metrics, 0.0), ["the fine-tuned model predicts no finite numbers: scored 0"]
     found: dict[str, float] = {}
     notes: list[str] = []
-    constant = {
-        what: len(np.unique(values)) == 1 for what, values in (("predictions", predictions), ("labels", labels))
-    }
+    sides = {"predictions": predictions, "labels": labels}
+    constant = [side for side, values in sides.items() if len(np.unique(values)) == 1]
     for name in task.metrics:
-        value = _metric(name, predictions, labels)
-        flat = [what for what, is_flat in constant.items() if is_flat]
-        if not math.isfinite(value) or (flat and name in ("matthews", "pearson", "spearman")):
-            notes.append(f"{name} has no value where all {' and all '.join(flat) or 'values'} are equal: scored 0")
-            value = 0.0
-        found[name] = value
+        if constant and name in CORRELATIONS:
+            found[name] = 0.0
+            notes.append(f"{name} has no value where all {' and all '.join(constant)} are equal: scored 0")
+            continue
+        found[name] = _metric(name, predictions, labels)
+        if not math.isfinite(found[name]):
+            found[name] = 0.0
+            notes.append(f"{name} has no value for these predictions: scored 0")
     return found, notes
 
 
@@ -45,7 +49,7 @@ def _metric(name: str, predictions: Array, labels: Array) -> float:
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they warn of constant input: correlations of it are noted by the caller, an F1 of none is 0
+        warnings.simplefilter("ignore")  # of F1 without any positive, which is 0
         if name == "accuracy":
             return float(accuracy_score(labels, predictions))
         if name == "f1":
