@@ -26,14 +26,14 @@ require_number MASTER_PORT "$MASTER_PORT"
 [[ -z ${MASTER_ADDR:-} || $MASTER_ADDR =~ ^[A-Za-z0-9][A-Za-z0-9.:-]*$ ]] || fail "MASTER_ADDR is '$MASTER_ADDR', which is no host"
 
 HOSTFILE=$(realpath -- "$HOSTFILE")
-check=("$HOSTFILE")
+check=()
 if [[ -n $ENV_FILE ]]; then
   ENV_FILE=$(realpath -- "$ENV_FILE")
   check+=(--env-file "$ENV_FILE")
 fi
 # Host names, the file's lines, some of our variables and every argument are pasted into a remote shell's
 # command line. Anything that shell could act on ends here, with exit code 2, before ssh is started.
-machines=$("$PYTHON" "$REPOSITORY/launch.py" hosts "${check[@]}" -- "$REPOSITORY" "$PYTHON" "$@")
+machines=$("$PYTHON" "$REPOSITORY/launch.py" hosts ${check[@]+"${check[@]}"} "$HOSTFILE" -- "$REPOSITORY" "$PYTHON" "$@")
 
 # Forwarded variables show in every machine's process list. Trackers read their secrets from files instead.
 unset MLFLOW_TRACKING_TOKEN MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_USERNAME

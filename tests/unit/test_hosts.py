@@ -130,6 +130,17 @@ def test_the_command_prints_hosts_and_refuses_hostile_arguments(
     assert "'$'" in capsys.readouterr().err
 
 
+def test_an_environment_file_and_arguments_are_checked_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hosts").write_text("node1 slots=8\n", encoding="ascii")
+    (tmp_path / "env").write_text("A=1\n", encoding="ascii")
+    words = ["hosts", "--env-file", str(tmp_path / "env"), "--json", str(tmp_path / "hosts"), "--"]
+    assert cli.main([*words, "--study", "quickstart"]) == 0
+    assert '"ranks": 8' in capsys.readouterr().out
+    assert cli.main([*words, "--study", "a;b"]) == 2
+
+
 # -- the script, with a fake ssh that leaves a mark whenever it is started ---------------------------------
 @pytest.fixture
 def fakes(tmp_path: Path) -> Path:
@@ -186,6 +197,8 @@ def test_no_hostile_value_reaches_ssh_through_the_launch_script(
         text=True,
     )
     assert result.returncode == 2, result.stderr
+    assert "usage:" not in result.stderr
+    assert "ConfigError" in result.stderr or "deepspeed_hostfile.sh:" in result.stderr
     assert not (tmp_path / "started").exists(), "something was started"
     assert not list(tmp_path.rglob("canary"))
     assert not (root / "canary").exists()
