@@ -106,7 +106,11 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
     margin = analysis.margin if metric == analysis.main else analysis.margin_for(metric)
     by_arm = [judge(c, margin=margin) for c in found]
     verdict = headline(found, margin=margin)
-    flip = _flip(analysis.verdict, next((c for c in found if c.a == analysis.verdict.a), None), verdict)
+    same_pair = next((c for c in found if c.a == analysis.verdict.a), None)
+    flip = _flip(analysis.verdict, same_pair, verdict)
+    if same_pair is not None and _reversed(analysis.verdict, same_pair):
+        # The answer to the main verdict comes first, whatever another contender does here.
+        verdict = judge(same_pair, margin=margin)
     return Currency(
         unit=unit.value,
         words=words,
@@ -231,12 +235,17 @@ def _flip(main: Verdict, same_pair: Comparison | None, other: Verdict) -> Flip:
     if main.kind == "beats":
         if same_pair is None or same_pair.mean_difference is None:
             return "unknown"
-        reversed_order = (same_pair.mean_difference > 0) != (main.better == same_pair.a)
-        if reversed_order:
+        if _reversed(main, same_pair):
             return "yes" if same_pair.significant else "possible"
         # The order of the pair holds; another contender may lead here all the same.
         return "possible" if other.better not in (None, main.better) else "no"
     return "possible" if other.kind == "beats" else "no"
+
+
+def _reversed(main: Verdict, same_pair: Comparison) -> bool:
+    """Whether the main verdict's winner scores worse here, significantly or not."""
+    difference = same_pair.mean_difference
+    return main.kind == "beats" and difference is not None and (difference > 0) != (main.better == same_pair.a)
 
 
 def _sentence(unit: Unit, verdict: Verdict, flip: Flip, note: str) -> str:

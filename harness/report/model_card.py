@@ -18,6 +18,7 @@ import yaml
 from harness.budget import Account
 from harness.report import numbers
 from harness.report.arms import objective_words
+from harness.report.axis import scale_of
 from harness.report.cells import account_name
 from harness.report.markdown import escape
 from harness.report.source import Json, Run, Source, mapping, number, read
@@ -94,15 +95,14 @@ def _body(source: Source, run: Run) -> Iterator[str]:
     yield from _section("Scores", ("score", "value"), _scores(run))
     yield from _section("Cost", ("account", "FLOPs", "device time", "charged"), _accounts(source, run))
     energy = mapping(record.get("energy"))
-    if number(energy.get("joule")) is not None:
+    joules = number(energy.get("joule"))
+    if joules is not None:
         error = number(energy.get("uncertainty_j"))
-        spread = "" if error is None else f" ± {numbers.cost(error, Unit.JOULE)}"
+        scale = scale_of(joules, Unit.JOULE.value)
+        spread = "" if error is None else f" ± {scale.write(error, digits=2)}"
         coverage = number(energy.get("coverage"))
         share = "" if coverage is None else f", covering {coverage:.0%} of the device time"
-        yield (
-            f"Energy: {numbers.cost(number(energy.get('joule')), Unit.JOULE)}{spread}, "
-            f"read from {escape(energy.get('source'))}{share}."
-        )
+        yield (f"Energy: {scale.write(joules)}{spread} {scale.name}, read from {escape(energy.get('source'))}{share}.")
     else:
         yield "Energy was not measured."
     yield ""

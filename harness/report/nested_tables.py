@@ -11,6 +11,12 @@ from harness.report.cells import Cell, Table, arm_cell
 from harness.report.nesting import by_fine_seed, tasks_of
 from harness.report.source import Json, mapping, number
 
+# As their authors spell them.
+NAMES = {
+    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI",
+    "rte": "RTE", "wnli": "WNLI",
+}  # fmt: skip
+
 
 def components(analysis: Analysis) -> Table:
     """Where each score's variance comes from, and what more fine-tuning seeds could still gain."""
@@ -73,7 +79,14 @@ def glue(analysis: Analysis) -> Table:
         for arm in analysis.arms for run in arm.done for task, row in tasks_of(run).items()
         for fine, score in by_fine_seed(run, task).items()
     ]  # fmt: skip
-    return Table("glue", "GLUE", ["Arm", *tasks], rows if tasks else [], records, notes=_glue_notes(analysis))
+    return Table(
+        "glue",
+        "GLUE",
+        ["Arm", *(NAMES.get(task, task) for task in tasks)],
+        rows if tasks else [],
+        records,
+        notes=_glue_notes(analysis),
+    )
 
 
 def _task(analysis: Analysis, arm: Arm, task: str) -> Cell:

@@ -6,6 +6,7 @@ from harness.report import numbers
 from harness.report.analysis import FACTS, Analysis
 from harness.report.arms import Arm
 from harness.report.cells import Cell, Table, arm_cell
+from harness.report.nesting import GLUE, GLUE_MEAN
 from harness.report.source import Json
 
 REFERENCE_NAMES = {"teacher": "Teacher", "untrained": "Untrained student", "bag_of_words": "Bag of words"}
@@ -17,9 +18,11 @@ def scores(analysis: Analysis) -> Table:
     metrics += [m for m in analysis.metrics if m not in metrics]
     others = dict.fromkeys(m for row in analysis.references.values() for m in row)
     metrics += [m for m in others if m not in metrics and not m.startswith("probe.") and not m.endswith(FACTS)]
-    rows = [[arm_cell(arm), *(_score(analysis, arm, m) for m in metrics)] for arm in analysis.arms]
+    # GLUE's tasks have a table of their own; here they would push the others out of sight.
+    shown = [m for m in metrics if not m.startswith(GLUE) or m in (GLUE_MEAN, analysis.main)]
+    rows = [[arm_cell(arm), *(_score(analysis, arm, m) for m in shown)] for arm in analysis.arms]
     for name, row in analysis.references.items():
-        cells = [Cell(numbers.score(row.get(m), m), role="muted") for m in metrics]
+        cells = [Cell(numbers.score(row.get(m), m), role="muted") for m in shown]
         rows.append([Cell(REFERENCE_NAMES.get(name, name), role="muted"), *cells])
     records: list[Json] = []
     for arm in analysis.arms:
@@ -41,8 +44,8 @@ def scores(analysis: Analysis) -> Table:
     records += [
         {"arm": name, "metric": m, "mean": v} for name, row in analysis.references.items() for m, v in row.items()
     ]
-    columns = ["Arm", *(_heading(analysis, m) for m in metrics)]
-    return Table("scores", "Scores", columns, rows, records, notes=_score_notes(analysis, metrics))
+    columns = ["Arm", *(_heading(analysis, m) for m in shown)]
+    return Table("scores", "Scores", columns, rows, records, notes=_score_notes(analysis, shown))
 
 
 def _heading(analysis: Analysis, metric: str) -> str:

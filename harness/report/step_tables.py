@@ -102,13 +102,15 @@ def energy(analysis: Analysis) -> Table:
             joules, error = number(told.get("joule")), number(told.get("uncertainty_j"))
             coverage = number(told.get("coverage"))
             carbon = number(told.get("carbon_g"))
+            # An amount and its uncertainty are told in one scale.
+            scale = scale_of(joules or 1.0, Unit.JOULE.value)
             rows.append(
                 [
                     arm_cell(arm, bare=True),
                     Cell(str(run.seed)),
                     # Unknown is never printed as 0.
-                    Cell("not measured" if joules is None else numbers.cost(joules, Unit.JOULE)),
-                    Cell("–" if error is None else f"± {numbers.cost(error, Unit.JOULE)}"),
+                    Cell("not measured" if joules is None else f"{scale.write(joules)} {scale.name}"),
+                    Cell("–" if error is None else f"± {scale.write(error, digits=2)} {scale.name}"),
                     Cell("–" if coverage is None else f"{coverage:.0%}".replace("%", "\u202f%")),
                     Cell("–" if carbon is None else f"{carbon:.3g} g"),
                     Cell(str(told.get("source") or "no meter")),

@@ -73,7 +73,7 @@ def test_carbon_is_in_grams_where_energy_is_known_and_absent_where_it_is_not(stu
     write_cards(study)
     header, body = parts(student(study, "no_kd"))
     assert header["co2_eq_emissions"]["emissions"] == 400.0
-    assert "1 kWh" in body
+    assert "1.00 kWh" in body
     header, body = parts(student(study, "minilmv2"))
     assert "co2_eq_emissions" not in header
     assert "Energy was not measured" in body
