@@ -175,7 +175,8 @@ class Watchdog:
         behind = [r for r, (sign, _, _) in self._seen.items() if sign.moved == fewest]
         guilty = silent or behind
         if len(guilty) == self._ranks.world and self._ranks.world > 1:
-            return f"nobody moved for {self.timeout_s:g} s; all {self._ranks.world} ranks are at {self._where}"
+            said = f"nobody moved for {self.timeout_s:g} s; all {self._ranks.world} ranks are at {self._where}"
+            return f"{said}; stack of rank {guilty[0]}: {self._stack(guilty[0])}"
         parts = []
         for rank in guilty:
             sign = self._seen[rank][0]
