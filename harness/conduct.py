@@ -273,7 +273,7 @@ class Conductor:
             torch.manual_seed(seed + PROJECTION_STREAM)
             plan = arm.plan()
         torch.manual_seed(seed)  # dropout, where a study has any
-        trainee = Trainee(student, arm.shape, plan)
+        trainee = Trainee(student, arm.shape, plan, recompute=setting.ds_config.activation_checkpointing)
         groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, study.optimizer)
         executed = self.executed(trainee, arm) if ledger is not None else None
         engine = Engine(

@@ -25,7 +25,7 @@ ENGINE_KEYS = frozenset(
     "zero_optimization bf16 fp16 torch_autocast train_micro_batch_size_per_gpu steps_per_print wall_clock_breakdown"
     " dump_state prescale_gradients gradient_predivide_factor communication_data_type comms_logger data_types"
     " sparse_gradients tensorboard csv_monitor wandb flops_profiler memory_breakdown aio compile disable_allgather"
-    " zero_allow_untested_optimizer zero_force_ds_cpu_optimizer nebula checkpoint".split()
+    " zero_allow_untested_optimizer zero_force_ds_cpu_optimizer nebula checkpoint activation_checkpointing".split()
 )
 # "auto" never exceeds this many sequences a rank: enough to fill a GPU at T = 128, small enough to fit one.
 AUTO_MICRO_BATCH = 256
@@ -52,6 +52,11 @@ class DsConfig:
         if cast.get("enabled"):
             return "fp16-autocast" if str(cast.get("dtype")) in ("float16", "fp16", "half") else "bf16-autocast"
         return "fp32"
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether the student's layers are run again in the backward pass instead of keeping their activations."""
+        return bool(self.tree.get("activation_checkpointing", {}).get("enabled", False))
 
     @property
     def offload(self) -> str:
@@ -94,6 +99,7 @@ class DsConfig:
     def resolved(self, *, sequences: int, world: int, clip: float | None) -> dict[str, Any]:
         """What DeepSpeed is given: this file plus the study's facts in DeepSpeed's own words."""
         tree = copy.deepcopy(self.tree)
+        tree.pop("activation_checkpointing", None)  # the student does it itself; DeepSpeed has nothing to call
         micro = self.micro_batch(sequences=sequences, world=world)
         tree["train_micro_batch_size_per_gpu"] = micro
         tree["gradient_accumulation_steps"] = sequences // (micro * world)
@@ -150,9 +156,16 @@ def read(path: str) -> DsConfig:
                 rule="unknown key",
                 remedy="DeepSpeed would ignore it silently; remove or correct it",
             )
-    for key in ("zero_optimization", "bf16", "fp16", "torch_autocast"):
+    for key in ("zero_optimization", "bf16", "fp16", "torch_autocast", "activation_checkpointing"):
         if not isinstance(tree.get(key, {}), dict):
             raise ConfigError(f"{key} in {path}", rule="it is an object", remedy="see ds_configs/ for examples")
+    recompute = tree.get("activation_checkpointing", {})
+    if set(recompute) - {"enabled"} or not isinstance(recompute.get("enabled", False), bool):
+        raise ConfigError(
+            f"activation_checkpointing = {recompute} in {path}",
+            rule="whole layers are recomputed or none; DeepSpeed's own options have no effect here",
+            remedy='write {"enabled": true}, or leave it out',
+        )
     stage = tree.get("zero_optimization", {}).get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ConfigError(

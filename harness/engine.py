@@ -231,6 +231,7 @@ class Engine:
             "micro_batch": self.micro_batch,
             "accumulation": self.accumulation,
             "offload": self.config.offload,
+            "activation_checkpointing": self.config.activation_checkpointing,
         }
 
     @property

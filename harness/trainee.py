@@ -30,11 +30,13 @@ VALIDATION_NEEDS = Needs(logits="masked")
 class Trainee(nn.Module):
     """Student plus objective; `forward` returns the named loss terms of one micro-batch."""
 
-    def __init__(self, student: PreTrainedModel, shape: Shape, plan: Plan) -> None:
+    def __init__(self, student: PreTrainedModel, shape: Shape, plan: Plan, *, recompute: bool = False) -> None:
+        """With `recompute`, activations inside the student's layers are computed again instead of kept."""
         super().__init__()
         self.student = student
         self.plan = plan
         self.shape = shape
+        self.recompute = recompute
 
     def forward(self, batch: TrainingBatch, teacher: Signals, phase: int) -> dict[str, torch.Tensor]:
         """Loss terms of a training phase, or sums over predicted positions when `phase` is VALIDATION.
@@ -62,6 +64,7 @@ class Trainee(nn.Module):
             input_ids_BT=batch.input_ids_BT,
             positions_N=batch.positions_N,
             attention_mask_BT=batch.attention_mask_BT,
+            recompute=self.recompute,
         )
 
 

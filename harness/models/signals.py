@@ -154,8 +154,12 @@ def run(
     input_ids_BT: torch.Tensor,
     positions_N: torch.Tensor | None,
     attention_mask_BT: torch.Tensor | None = None,
+    recompute: bool = False,
 ) -> Signals:
     """One forward pass that computes what `needs` names and nothing beyond it.
+
+    With `recompute`, layers keep their input only and run again in the backward pass; a layer whose Q, K or V
+    an objective holds is kept as it is.
 
     `positions_N` are flat indices into B·T at which the head runs when `needs.logits` is "masked"; for
     "tokens" it runs at every position that is not a pad.
@@ -172,6 +176,9 @@ def run(
             with watched() as seen:
                 hidden = family.layer(number, hidden, context)
             signals.keep(number, dict(zip("qkv", seen[-1], strict=True)), needs)
+        elif recompute and torch.is_grad_enabled():
+            # No check of what is recomputed: under ZeRO-3 a weight is whole or away, depending on the moment.
+            hidden = checkpoint(family.layer, number, hidden, context, use_reentrant=False, determinism_check="none")
         else:
             hidden = family.layer(number, hidden, context)
         if number == shape.layers:

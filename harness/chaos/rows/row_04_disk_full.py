@@ -35,14 +35,14 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
 def _play(folder: Path, out: Path, *, mounted: bool, short: bool) -> Outcome:
     file = brief_study(folder)
     filler = out.parent / "filler" if mounted else None
-    full = launch(file, out, faults=[Fault(fill_disk_before_save, (0, SECOND_SAVE, str(filler or "")))], ranks=1)
+    full = launch(file, out, faults=[Fault(fill_disk_before_save, (0, SECOND_SAVE, str(filler or "")))])
     codes = full.wait()
     root = checkpoints_of(out)
     left = sorted(p.name for p in root.iterdir())
     bad = [why for p in root.iterdir() if (why := manifest.fault(p))]
     said = last_words(full.output(0))
     wrong = []
-    if codes != [4] or status(out)["exit_code"] != 4:
+    if codes != [4, 4] or status(out)["exit_code"] != 4:
         wrong.append(f"left with {codes}, status {status(out)}")
     if len(left) != 1 or bad or not left[0].startswith("step-"):
         wrong.append(f"left behind {left}, bad: {bad}")
@@ -51,9 +51,9 @@ def _play(folder: Path, out: Path, *, mounted: bool, short: bool) -> Outcome:
     if not short:
         if filler is not None:
             filler.unlink()
-        reference = uninterrupted(file, folder / "uninterrupted", ranks=1)
-        resumed = launch(file, out, "--resume", ranks=1).wait()
-        if resumed != [0] or differences(out, reference):
+        reference = uninterrupted(file, folder / "uninterrupted")
+        resumed = launch(file, out, "--resume").wait()
+        if resumed != [0, 0] or differences(out, reference):
             wrong.append(f"with room again: {resumed}, {differences(out, reference)} differ")
     how = f"a tmpfs of {SIZE}" if mounted else "a limit on file size (no right to mount)"
     return Outcome(

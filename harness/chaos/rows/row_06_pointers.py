@@ -19,8 +19,8 @@ POINTERS: tuple[str | None, ...] = (None, "", "global_step999", "step-00000001",
 
 def run(seed: int, short: bool, folder: Path) -> Outcome:
     file = brief_study(folder)
-    reference = uninterrupted(file, folder / "uninterrupted", ranks=1)
-    out = stopped(file, folder / "run", ranks=1)
+    reference = uninterrupted(file, folder / "uninterrupted")
+    out = stopped(file, folder / "run")
     wrong = []
     pointers = POINTERS[1:3] if short else POINTERS
     for number, pointer in enumerate(pointers):
@@ -29,17 +29,17 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
         for place in (root, *root.glob("step-*/..")):
             if pointer is not None:
                 (place / "latest").write_text(pointer, encoding="utf-8")
-        codes = launch(file, copy, "--resume", ranks=1).wait()
+        codes = launch(file, copy, "--resume").wait()
         steps = [int(line.split('"step":')[1].split(",")[0]) for line in ledger_after(copy, out)]
-        if codes != [0] or differences(copy, reference) or min(steps) < STOPPED_AT:
+        if codes != [0, 0] or differences(copy, reference) or min(steps) < STOPPED_AT:
             wrong.append(
                 f"latest = {pointer!r}: {codes}, went on at {min(steps)}, {differences(copy, reference)} differ"
             )
     empty = copy_of(out, "none")
     shutil.rmtree(checkpoints_of(empty))
-    none = launch(file, empty, "--resume", ranks=1)
+    none = launch(file, empty, "--resume")
     codes, said = none.wait(), last_words(none.output(0))
-    if codes != [4] or "none is left" not in said:
+    if codes != [4, 4] or "none is left" not in said:
         wrong.append(f"with no checkpoint left: {codes}, {said!r}")
     saw = f"{len(pointers)} kinds of pointers: went on at step {STOPPED_AT + 1} each time; with none left, exit 4"
     return Outcome(not wrong, "; ".join(wrong) or saw)

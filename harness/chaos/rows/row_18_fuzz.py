@@ -80,7 +80,9 @@ class Cases:
     def __init__(self, seed: int, folder: Path) -> None:
         self.draw = random.Random(seed)
         self.folder = folder
-        self.tree = parts().tree(**BRIEF, arms=[{"name": "a", "objective": {"name": "minilmv2", "relation_heads": 8}}])
+        self.tree = parts().tree(
+            **{**BRIEF, "arms": [{"name": "a", "objective": {"name": "minilmv2", "relation_heads": 8}}]}
+        )
         self.good = self._file("good.yaml", yaml.safe_dump(self.tree))
         self.made = 0
         self.kinds = (
