@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from harness.budget import Account
 from harness.study.spec import Positive, Spec
@@ -42,6 +42,21 @@ class CostRange(Spec):
         return self
 
 
+def _kind(value: Any) -> str:
+    """Which of the policies is meant, so that a mistake is reported for that one."""
+    if isinstance(value, CostRange) or (isinstance(value, dict) and "range" in value):
+        return "range"
+    return "amortised_over" if isinstance(value, Amortised | dict) else "word"
+
+
+TeacherPolicy = Annotated[
+    Annotated[Literal["free", "full"], Tag("word")]
+    | Annotated[Amortised, Tag("amortised_over")]
+    | Annotated[CostRange, Tag("range")],
+    Discriminator(_kind),
+]
+
+
 class AccountingSpec(Spec):
     """Which accounts are charged to the budget; all of them are reported.
 
@@ -51,7 +66,7 @@ class AccountingSpec(Spec):
     """
 
     charged: list[Account] = sorted(STEPS)
-    teacher_training: Literal["free", "full"] | Amortised | CostRange = "free"
+    teacher_training: TeacherPolicy = "free"
     grid_g_per_kwh: Annotated[float, Field(ge=0)] | None = None
 
     @field_validator("charged")
