@@ -41,6 +41,11 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     from harness.stopping import StopFlag
 
     tell = reporter(is_main=ranks.is_main, json=options.json)
+    # An array submitted again finds most of its work done: that is said before data and teacher are looked for.
+    out = RunDirectory(Path(options.out))
+    if work.kind == "train" and ranks.on_main(lambda: (out.record(work.arm, work.seed) or {}).get("state") == "done"):
+        tell.say(f"{work.arm} · seed {work.seed}: done already")
+        return 0
     ds_config = ds_config or default_engine()
     check(ds_config, sequences=study.batch.sequences, world=ranks.world)
     setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
