@@ -111,4 +111,5 @@ def _moved(signals: Signals, device: torch.device) -> Signals:
         states={number: x.to(device) for number, x in signals.states.items()},
         qkv={number: tuple(x.to(device) for x in qkv) for number, qkv in signals.qkv.items()},  # pyright: ignore
         head=None if head is None else Head(head.hidden_NE.to(device), head.weight_VE.to(device), None, head.positions),
+        parts={place: x.to(device) for place, x in signals.parts.items()},
     )
