@@ -15,7 +15,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from harness.compare import Comparison, Scores, against_baseline
@@ -105,6 +105,10 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
     )
     margin = analysis.margin if metric == analysis.main else analysis.margin_for(metric)
     by_arm = [judge(c, margin=margin) for c in found]
+    if not scores.get(analysis.verdict.a or ""):
+        # What stands in measures other arms than those of the main verdict: the table has it, the headline not.
+        told = _unread(analysis, unit, used, pair, basis)
+        return replace(told, at=at, metric=metric, scores=scores, comparisons=found, by_arm=by_arm)
     verdict = headline(found, margin=margin)
     same_pair = next((c for c in found if c.a == analysis.verdict.a), None)
     flip = _flip(analysis.verdict, same_pair, verdict)

@@ -6,6 +6,7 @@ that carried the unit: device time is posted every few steps, and between two po
 
 from __future__ import annotations
 
+import gzip
 import json
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
@@ -74,9 +75,14 @@ def read_path(file: Path, charged: Collection[str]) -> LedgerPath:
 
 
 def _rows(file: Path) -> Iterator[Json | None]:
-    """Every line as an object, None for a line that is none."""
+    """Every line as an object, None for a line that is none; a kept record's ledger is gzipped."""
+    packed = file.with_name(f"{file.name}.gz")
     try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
+        with (
+            gzip.open(packed, "rt", encoding="utf-8", errors="replace")
+            if packed.exists() and not file.exists()
+            else file.open(encoding="utf-8", errors="replace")
+        ) as lines:
             for line in lines:
                 if line.strip():
                     try:
@@ -84,7 +90,7 @@ def _rows(file: Path) -> Iterator[Json | None]:
                     except ValueError:
                         row = None
                     yield row if isinstance(row, dict) else None
-    except OSError:
+    except (OSError, EOFError):  # absent, unreadable, or a torn archive
         return
 
 

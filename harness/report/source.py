@@ -19,6 +19,7 @@ from harness.report.ledger_path import Json, LedgerPath, read_path
 
 # A metrics row with one of these prefixes is an evaluation; a row with a training loss is a step.
 CURVES = ("readout_", "mlm_", "clm_", "probe_")
+FOLDERS = ("arms/*/seed-*", "controls/*/*/seed-*", "*-seed-*")
 CHARGED = ("STUDENT_STEP", "TEACHER_FORWARD", "OBJECTIVE")
 
 
@@ -101,11 +102,12 @@ def read(directory: Path) -> Source:
         )
     problems: list[str] = []
     study = mapping(_yaml(directory / "study.yaml", problems))
-    folders = sorted([*directory.glob("arms/*/seed-*"), *directory.glob("controls/*/*/seed-*")])
+    # A run's own layout, and the flatter one of a kept record.
+    folders = sorted(folder for pattern in FOLDERS for folder in directory.glob(pattern))
     if not study and not folders:
         raise ConfigError(
             f"run directory {str(directory)!r}",
-            rule="holds neither study.yaml nor arms/",
+            rule="holds neither study.yaml nor runs",
             remedy="give the directory that a run has written",
         )
     files = {
@@ -135,7 +137,7 @@ def charged_accounts(study: Json) -> list[str]:
 
 
 def _run(folder: Path, problems: list[str], charged: list[str]) -> Run | None:
-    suffix = folder.name.removeprefix("seed-")
+    kept, _, suffix = folder.name.rpartition("seed-")
     if not suffix.isdigit():
         problems.append(f"{_place(folder)} is not a seed's folder and was left out.")
         return None
@@ -146,7 +148,7 @@ def _run(folder: Path, problems: list[str], charged: list[str]) -> Run | None:
         problems.append(_unreadable_lines(folder / "ledger.jsonl", path.broken))
     name = record.get("name")
     return Run(
-        arm=name if isinstance(name, str) and name else folder.parent.name,
+        arm=name if isinstance(name, str) and name else kept.rstrip("-") or folder.parent.name,
         seed=int(suffix),
         record=record,
         folder=folder,

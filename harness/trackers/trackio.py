@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ NEEDS: str | None = "trackio"
 
 
 class TrackioRuns:
-    """Opens a trial's run with its first row and ends the one before: trackio has one run at a time."""
+    """Opens a trial's run with its first row and ends the one before: trackio has one run at a time.
+
+    What trackio prints goes to the error stream: standard output may be a command's JSON.
+    """
 
     def __init__(self, api: Any, project: str) -> None:
         self._api = api
@@ -22,14 +27,16 @@ class TrackioRuns:
         if name != self._name:
             self.close()
             project = self._project or labels.get("study", "isobudget")
-            self._api.init(project=project, name=name, config=dict(labels), embed=False)
+            with redirect_stdout(sys.stderr):
+                self._api.init(project=project, name=name, config=dict(labels), embed=False)
             self._name = name
         self._api.log(dict(scalars), step=step)
 
     def close(self) -> None:
         if self._name is not None:
             self._name = None
-            self._api.finish()
+            with redirect_stdout(sys.stderr):
+                self._api.finish()
 
 
 def open(target: str, directory: Path) -> TrackioRuns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,29 @@ def test_energy_that_was_not_measured_is_never_printed_as_0(tmp_path: Path) -> N
     edit_record(directory / "arms/no_kd/seed-1", energy={"joule": None, "source": None})
     build_report(directory)
     assert "not measured" in (directory / "report.html").read_text()
+
+
+def test_a_stand_in_that_cannot_measure_the_main_verdict_s_arms_leaves_the_headline_to_costs(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3)  # tinybert wins, and never trained a head
+    for arm in ARMS:
+        change_rows(directory, arm.name, lambda row: {k: v for k, v in row.items() if not k.startswith("readout_")})
+    (currency,) = analysed(directory).currencies
+    assert currency.metric == "mlm.loss"  # soft_targets is compared in the table
+    assert currency.verdict is None
+    assert currency.flip == "no"  # tinybert won with less device time
+    assert "tinybert used" in currency.sentence
+
+
+def test_a_kept_record_is_reported_like_a_run(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=2, arms=ARMS[:2])
+    expected = build_report(directory)
+    for folder in list(directory.glob("arms/*/*")):
+        text = (folder / "ledger.jsonl").read_text()
+        with gzip.open(folder / "ledger.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write(text)
+        (folder / "ledger.jsonl").unlink()
+        folder.rename(directory / f"{folder.parent.name}-{folder.name}")
+    report = build_report(directory)
+    assert report["arms"] == expected["arms"]
+    assert report["warnings"] == expected["warnings"]
+    assert report["verdict"] == expected["verdict"]
