@@ -22,15 +22,17 @@ PASSES_WHEN = (
 SOURCE = Path(__file__).parents[3] / "tests" / "fake_nvml" / "fake_nvml.c"
 UUID = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 POWER_W = 200
-# Each step is drawn out to this, so that a run outlasts the counters' mishaps below.
-STEP_S = 0.1
-BUDGET_J = 150.0
+# Each step is drawn out to this: 18 of them outlast the two seconds after which a still counter counts as stalled.
+STEP_S = 0.25
+BUDGET_J = 400.0  # eight such steps
+# What happens at a moment of training happens at this step; the fake's time is then this.
+STEP, MISHAP_S = 3, 10_000.0
 HEALTHY, PARTIAL, UNKNOWN, REFUSED = "healthy", "partial", "unknown", "refused"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What the driver does, whether the budget is in joules, and what must come of it; times in seconds of training."""
+    """What the driver does, whether the budget is in joules, and what must come of it."""
 
     name: str
     driver: str | None
@@ -39,12 +41,12 @@ class Case:
 
 
 CASES = (
-    Case("dies", "lost_at 0.6", PARTIAL),
-    Case("dies under an energy budget", "lost_at 0.3", PARTIAL, budgeted=True),
+    Case("dies", f"lost_at {MISHAP_S}", PARTIAL),
+    Case("dies under an energy budget", f"lost_at {MISHAP_S}", PARTIAL, budgeted=True),
     Case("no library", None, UNKNOWN),
     Case("no driver", "init 9", UNKNOWN),
-    Case("starts again", "reset_at 0.6", PARTIAL),
-    Case("stalls", "stall 0.4 1.2", PARTIAL),
+    Case("starts again", f"reset_at {MISHAP_S}", PARTIAL),
+    Case("stalls", "stall 0.5 1e9", PARTIAL),
     Case("never moves", "stall 0 1e9", UNKNOWN),
     Case("healthy under an energy budget", "", HEALTHY, budgeted=True),
     Case("no driver under an energy budget", "init 9", REFUSED, budgeted=True),
@@ -106,7 +108,8 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
         own = "" if head else case.driver or ""
         device = f"device {UUID}\npower_w {POWER_W}\nupdate_s 0.02\n"
         scenario.write_text(f"{head}\n{'' if head else device}{own}\n", encoding="utf-8")
-        given = (str(fake) if case.driver is not None else "", str(scenario), UUID)
+        mishap_s = MISHAP_S if str(MISHAP_S) in own else 0.0
+        given = (str(fake) if case.driver is not None else "", str(scenario), UUID, STEP, mishap_s)
         faults = [Fault(fake_nvml, given), Fault(slow_steps, (0, STEP_S)), Fault(slow_steps, (1, STEP_S))]
         out = folder / f"run-{number}"
         started = launch(joules if case.budgeted else flops, out, faults=faults)
