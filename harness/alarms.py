@@ -103,6 +103,14 @@ def unstable(rows: Sequence[Mapping[str, Any]], *, arm: str, seed: int, steps: A
     return found
 
 
+def of_trial(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[Alarm]:
+    """What one finished run shows by itself, before any score is known: the same words as in the report."""
+    arm, seed = str(record.get("name")), record.get("seed")
+    place = seed if isinstance(seed, int) else 0
+    steps, skipped = record.get("steps"), record.get("skipped_steps")
+    return [*unstable(rows, arm=arm, seed=place, steps=steps, skipped=skipped), *stalled([rows], arm=arm)]
+
+
 def stalled(runs: Sequence[Sequence[Mapping[str, Any]]], *, arm: str) -> list[Alarm]:
     """An objective that stopped falling early, on average over an arm's runs; composed objectives by their last phase."""
     shares = [late_share(cut[-1]) for rows in runs if (cut := segments(rows))]

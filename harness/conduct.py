@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import controls, environment
-from harness.budget import Account, Charge, Ledger
+from harness import alarms, controls, environment
+from harness.budget import Account, Charge, Ledger, parse_postings
 from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import SampleStream, evaluation_batches
 from harness.engine import Engine, device_of
@@ -249,6 +249,9 @@ class Conductor:
                 f"{label}: {record['steps']:,} steps, {format_amount(record['tokens'], Unit.TOKEN)}, "
                 f"{format_amount(record['charged'], trial.ledger.budget.unit)} charged, {record['seconds']:.0f} device s"
             )
+            rows = parse_postings((folder / "metrics.jsonl").read_text(encoding="utf-8"))
+            for alarm in alarms.of_trial(rows, record):
+                self.tell.say(f"alarm: {alarm.text}")
         trial.ledger.close()
         trial.engine.close()
 

@@ -125,3 +125,10 @@ def test_an_alarm_is_plain_json() -> None:
         "text": "text",
         "seed": None,
     }
+
+
+def test_a_finished_run_raises_its_own_alarms_before_any_score_is_known() -> None:
+    record = {"name": "kd", "seed": 2, "steps": 500, "skipped_steps": 40}
+    assert [a.kind for a in alarms.of_trial(rows(EARLY), record)] == ["instability", "plateau"]
+    assert alarms.of_trial(rows(FALLING), {"name": "kd", "seed": 2, "steps": 500, "skipped_steps": 0}) == []
+    assert alarms.of_trial([], {}) == []
