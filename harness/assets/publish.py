@@ -1,4 +1,4 @@
-"""Makes the shipped teacher out of a finished `quickstart_teacher` run: `python -m harness.assets.publish RUN_DIR`.
+"""Makes a shipped teacher out of the finished run of its study: `python -m harness.assets.publish RUN_DIR`.
 
 Weights are stored in fp16 to keep the package small; they are loaded into fp32 or bf16. Provenance goes with
 them: what the training cost, on which corpus, and what the teacher scores.
@@ -12,13 +12,16 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
-TEACHER = Path(__file__).parent / "teacher"
+FOLDERS = {"quickstart_teacher": "teacher", "quickstart_causal_teacher": "causal_teacher"}
 
 
-def publish(run: Path, target: Path = TEACHER) -> None:
-    """Copy the run's student to `target` in fp16 and write its provenance to isobudget.json."""
+def publish(run: Path, target: Path | None = None) -> None:
+    """Copy the run's student to `target` (its study's own folder) in fp16 and write its provenance to isobudget.json."""
+    study = yaml.safe_load((run / "study.yaml").read_text(encoding="utf-8"))["name"]
+    target = target or Path(__file__).parent / FOLDERS[study]
     trial = run / "arms" / "teacher" / "seed-1"
     record = json.loads((trial / "record.json").read_text(encoding="utf-8"))
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
@@ -29,7 +32,7 @@ def publish(run: Path, target: Path = TEACHER) -> None:
         {k: v.to(torch.float16) for k, v in weights.items()}, target / "model.safetensors", metadata={"format": "pt"}
     )
     provenance = {
-        "made_by": "python launch.py run --study quickstart_teacher",
+        "made_by": f"python launch.py run --study {study}",
         "training_flop": record["accounts"]["STUDENT_STEP"]["flop"],
         "steps": record["steps"],
         "tokens": record["tokens"],
