@@ -121,7 +121,8 @@ def from_environment() -> Ranks:
                 continue
             size = int(os.environ[world])
             local = int(os.environ.get(local_rank, "0"))
-            on_node = os.environ.get(local_world, "")
+            # DeepSpeed's launcher says LOCAL_SIZE; without it, ranks of all nodes would share one node's cores.
+            on_node = os.environ.get(local_world, "") or os.environ.get("LOCAL_SIZE", "")
             return Ranks(int(os.environ[rank]), size, local, int(on_node) if on_node.isdigit() else size)
     return Ranks()
 

@@ -44,7 +44,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     study, ds_config = inputs(options)
     import shutil
 
-    from harness.rundir import STUDY, RunDirectory
+    from harness.jobs import JobDirectory
+    from harness.rundir import STUDY
     from harness.submit import execute as execution
     from harness.submit.graph import Machines, build
     from harness.submit.scripts import Queue, check_path, write
@@ -61,9 +62,9 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if options.teacher_study:
         teacher = teacher_study(options.teacher_study, out)
         study = study.model_copy(update={"teacher": with_path(study, teacher)})
-    directory = RunDirectory(Path(out))
+    directory = JobDirectory(Path(out), [])  # jobs of an earlier submission may be entering
     # Jobs read the study from its directory: what is edited after submission changes nothing.
-    study = directory.open(study, resume=(Path(out) / STUDY).exists())
+    study = directory.open(study, resume=True)
     directory.close()
     if teacher is not None:
         write_study(teacher[0], Path(teacher[1]))

@@ -1,0 +1,41 @@
+"""Who a process is, in the words of every launcher."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.ranks import Ranks, from_environment
+
+WORDS = {
+    "torchrun": {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
+    "deepspeed": {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"},
+    "openmpi": {
+        "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    },
+    "intel mpi": {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"},
+    "srun": {
+        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_ID": "0",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in WORDS.values():
+        for key in words:
+            monkeypatch.delenv(key, raising=False)
+
+
+@pytest.mark.parametrize("launcher", WORDS)
+def test_every_launchers_words_name_the_same_rank(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in WORDS[launcher].items():
+        monkeypatch.setenv(key, value)
+    assert from_environment() == Ranks(5, 8, 1, 4)
+
+
+def test_a_lone_python_in_an_allocation_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in WORDS["srun"].items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    assert from_environment() == Ranks()
