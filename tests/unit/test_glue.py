@@ -247,10 +247,11 @@ def test_successive_halving_trains_fewer_and_fewer_points_further(
         return real(subject, data, recipe, **keys)
 
     monkeypatch.setattr(module, "finetune", fake)
-    plan = plan_of(world, grid="staged", train_examples=60)
+    plan = plan_of(world, grid="staged", train_examples=130)
     glue(plan, untrained(tmp_path)).run()
-    # 54 examples: 4 steps an epoch of 16, 2 of 32; of 20 and 10 in all
-    assert steps[20] + steps[10] == 2
+    # 117 examples: 8 steps an epoch of 16 and 4 of 32, so 40 and 20 in all
+    assert steps[40] + steps[20] == 2
+    assert steps[4] + steps[2] + steps[8] == 8 + 4
     assert steps.total() == 8 + 4 + 2
 
 

@@ -1,0 +1,213 @@
+"""`evaluate` and the glue block of a study: one result wherever it is asked for, and mistakes before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import cli
+from tests.support.glue_worlds import write_glue
+from tests.support.tiny import TinyStudy
+
+GRID = "{lrs: [0.002], batches: [16], epochs: 1}"
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_glue(tmp_path_factory.mktemp("glue"), tasks=("cola", "sst2", "rte"), train=80)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two arms and two seeds, never evaluated on GLUE."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    flags = ["--arms", "no_kd,minilmv2", "--seeds", "1,2", "--budget", "0.2 Gflop", "--out", str(out)]
+    assert (
+        cli.main(
+            ["--study", str(tiny.file), *flags, "--set", "evaluation.readout=null", "--set", "evaluation.main=mlm.loss"]
+        )
+        == 0
+    )
+    return out
+
+
+def record(run: Path, arm: str = "no_kd", seed: int = 1) -> dict[str, Any]:
+    return json.loads((run / "arms" / arm / f"seed-{seed}" / "record.json").read_text())
+
+
+def flags(glue: Path, *more: str) -> list[str]:
+    return ["--glue", str(glue), "--tasks", "cola,sst2", "--set", f"grid={GRID}", *more]
+
+
+def test_a_finished_run_gains_glue_scores_and_its_cost_is_evaluation(
+    trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = record(run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in table["students"]] == [
+        "no_kd · seed 1", "no_kd · seed 2", "minilmv2 · seed 1", "minilmv2 · seed 2", "untrained student",
+    ]  # fmt: skip
+    after = record(run)
+    assert {"glue.cola", "glue.sst2", "glue.mean"} <= set(after["scores"])
+    assert {k: v for k, v in after["scores"].items() if not k.startswith("glue.")} == before["scores"]
+    assert after["scores"]["glue.mean"] == pytest.approx(
+        (after["scores"]["glue.cola"] + after["scores"]["glue.sst2"]) / 2
+    )
+    spent = after["accounts"]["EVALUATION"]["flop"] - before["accounts"]["EVALUATION"]["flop"]
+    assert spent == after["glue"]["flop"] > 0
+    assert after["accounts"]["STUDENT_STEP"] == before["accounts"]["STUDENT_STEP"]
+    assert after["charged"] == before["charged"]
+    assert after["model"]["parameters"] > after["model"]["parameters_without_embeddings"] > 0
+    references = json.loads((run / "references.json").read_text())
+    assert "glue.mean" in references["untrained"]["scores"]
+    assert "GLUE: cola" in (run / "report.md").read_text()
+
+    # asked again, nothing is repeated and nothing is charged twice; another task adds only its own
+    assert cli.main(["evaluate", str(run), *flags(glue), "--json"]) == 0
+    assert record(run)["accounts"]["EVALUATION"] == after["accounts"]["EVALUATION"]
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola,sst2,rte", "--json"]) == 0
+    more = record(run)
+    assert more["scores"]["glue.cola"] == after["scores"]["glue.cola"]
+    assert len(list((run / "arms/no_kd/seed-1/glue").glob("*.json"))) == 3
+
+
+def test_a_study_with_a_glue_block_ends_with_it(tiny: TinyStudy, trained: Path, glue: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    block = f"evaluation.glue={{path: {glue}, tasks: [cola, sst2], grid: {GRID}}}"
+    study = ["--study", str(tiny.file), "--arms", "no_kd,minilmv2", "--seeds", "1,2", "--budget", "0.2 Gflop"]
+    more = ["--set", "evaluation.readout=null", "--set", block, "--set", "evaluation.main=glue.mean", "--out", str(run)]
+    assert cli.main([*study, *more]) == 0
+    by_run = record(run)
+    assert "glue.mean" in (run / "report.json").read_text()
+
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    assert cli.main(["evaluate", str(other), *flags(glue), "--json"]) == 0
+    scores = {k: v for k, v in record(other)["scores"].items() if k.startswith("glue.")}
+    assert scores == {k: v for k, v in by_run["scores"].items() if k.startswith("glue.")}
+
+
+def test_a_model_folder_gets_what_it_gets_inside_its_run(
+    trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--json"]) == 0
+    capsys.readouterr()
+    student = run / "arms/no_kd/seed-1/student"
+    before = sorted(p.name for p in student.iterdir())
+    assert cli.main(["evaluate", str(student), *flags(glue), "--out", str(tmp_path / "out"), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["students"][0]
+    assert row["scores"] == {k: v for k, v in record(run)["scores"].items() if k.startswith("glue.")}
+    assert sorted(p.name for p in student.iterdir()) == before, "a model folder is only read"
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_results_of_one_and_share_the_jobs(
+    root: Path, trained: Path, glue: Path, tmp_path: Path
+) -> None:
+    found = []
+    for world in (1, 2):
+        run = tmp_path / f"world-{world}"
+        shutil.copytree(trained, run)
+        clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+        environment = {**clean, "OMP_NUM_THREADS": "1"}
+        torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
+        # Alone under plain python: torchrun would give a single rank all cores, and threads change sums.
+        prefix = torchrun if world == 2 else [sys.executable]
+        result = subprocess.run(
+            [*prefix, "launch.py", "evaluate", str(run), *flags(glue, "--seeds", "1,2")], cwd=root, env=environment,
+            capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+        found.append(
+            {
+                str(p.relative_to(run)): {k: v for k, v in json.loads(p.read_text()).items() if k != "seconds"}
+                for p in sorted(run.rglob("glue/*.json"))
+            }
+        )
+        assert {arm: record(run, arm)["scores"]["glue.mean"] for arm in ("no_kd", "minilmv2")}
+    assert found[0] == found[1]
+    assert len(found[0]) == 5 * 2 * 2
+
+
+BAD = [
+    (["evaluate", "{nowhere}"], 2, "neither a study's directory nor a model folder"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "colla"], 2, "unknown task 'colla'"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--grid", "fast"], 2, "'paper', 'quick' or 'staged'"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--seeds", "one"], 2, "whole numbers"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--select-on", "test"], 2, "select_on"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--max-flop", "1 flop"], 2, "the cheapest task"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--max-flop", "3 tokens"], 2, "not in token"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--set", "lr=1"], 2, "unknown key"),
+    (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "qnli"], 3, "no folder of that name"),
+    (["evaluate", "{run}", "--glue", "{nowhere}", "--tasks", "cola"], 3, "no such folder"),
+    (["evaluate", "{unfinished}", "--glue", "{glue}", "--tasks", "cola"], 2, "has not been trained"),
+    (["plan", "--study", "{tiny}", "--set", "evaluation.glue={path: {glue}, tasks: [colla]}"], 2, "unknown task 'colla'"),
+    (["plan", "--study", "{tiny}", "--set", "evaluation.glue={path: {glue}, tasks: [qnli]}"], 3, "no folder"),
+    (["--study", "{tiny}", "--set", "evaluation.glue={path: {glue}, tasks: [qnli]}"], 3, "no folder"),
+    (["--study", "{tiny}", "--set", "evaluation.main=glue.cola"], 2, "not a score this study makes"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else None
+)
+def test_a_mistake_is_one_line_and_costs_nothing(
+    tiny: TinyStudy, trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str,
+) -> None:  # fmt: skip
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(trained, unfinished)
+    (unfinished / "arms/minilmv2/seed-2/record.json").unlink()
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    places = {
+        "{tiny}": tiny.file,
+        "{run}": trained,
+        "{glue}": glue,
+        "{nowhere}": tmp_path / "absent",
+        "{unfinished}": unfinished,
+    }
+    for name, place in places.items():
+        arguments = [argument.replace(name, str(place)) for argument in arguments]
+    capsys.readouterr()
+    assert cli.main(arguments) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert len([line for line in error.splitlines() if line.startswith("isobudget:")]) == 1
+    assert list(work.iterdir()) == []
+    assert not list(trained.rglob("glue/*.json"))
+
+
+def test_what_a_cap_drops_is_said_and_is_the_same_for_every_arm(
+    trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola,rte", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["students"]
+    prices = {task: _price(run, task) for task in rows[0]["glue"]["tasks"]}
+    low = min(prices, key=lambda t: prices[t])
+    cap = f"{prices[low] + 1} flop"
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola,rte", "--max-flop", cap, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["students"]
+    assert {tuple(row["glue"]["tasks"]) for row in rows} == {(low,)}
+    assert all(row["scores"].keys() == {f"glue.{low}", "glue.mean"} for row in rows)
+    assert all(any("cheapest first" in note for note in row["glue"]["notes"]) for row in rows)
+
+
+def _price(run: Path, task: str) -> int:
+    return max(json.loads(p.read_text())["flop"] for p in run.rglob(f"glue/{task}-*.json"))
