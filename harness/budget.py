@@ -180,8 +180,8 @@ class Ledger:
     def restore(self, state: Mapping[str, Any]) -> list[Charge]:
         """Continue from `state()`, dropping lines of the file that were written after it.
 
-        Returns the dropped work as charges to the account LOST, one per unit, for the caller to post. Start-up and
-        checkpoints keep their account: they were spent on what they were spent on, and are not repeated.
+        Returns the dropped work as charges to the account LOST, one per unit, for the caller to post. A checkpoint
+        keeps its account: the one that is resumed from was posted after its own state, and nobody writes it again.
 
         Raises:
             CheckpointError: the state belongs to another budget or another accounting.
@@ -223,8 +223,8 @@ class Ledger:
         ]
 
 
-# A resumed run starts up anew, but what the first start cost was no work that is done twice; nor is a checkpoint.
-_NOT_REPEATED = (Account.STARTUP, Account.CHECKPOINT)
+# What a resumed run does not do again.
+_NOT_REPEATED = (Account.CHECKPOINT,)
 
 
 def _line(charge: Charge) -> list[Any]:

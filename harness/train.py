@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +98,7 @@ class Trial:
     progress: Progress = field(default_factory=Progress)
     follow: Callable[[dict[str, Any]], None] | None = None
     executed: list[int] | None = None
+    resumed: bool = False
     pace: Pace | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     allowed: frozenset[str] = frozenset()
@@ -113,7 +114,7 @@ class Trial:
             Preempted: a signal asked to stop; a checkpoint was saved.
         """
         self.measured.begin()
-        self._post_measured()
+        self._post_measured(starting=True)
         started = time.monotonic() - self.progress.seconds
         logged_at, tokens_before = time.monotonic(), self.progress.step
         batches = prefetched(self.stream, self.progress.step, self.engine.device)
@@ -246,9 +247,13 @@ class Trial:
         if self.follow is not None:
             self.follow(row)
 
-    def _post_measured(self) -> None:
+    def _post_measured(self, *, starting: bool = False) -> None:
         """Post what was measured since the last posting: at the ends of spans that differ in account."""
-        if charges := self.measured.flush():
+        charges = self.measured.flush()
+        if starting and self.resumed:
+            # The first start is in the ledger already; that there is another is the interruption's doing.
+            charges = [replace(charge, account=Account.LOST) for charge in charges]
+        if charges:
             self.ledger.post(charges, step=self.progress.step)
 
     def _milestones(self, fraction: float) -> None:
@@ -310,6 +315,7 @@ class Trial:
         lost = self.ledger.restore(resume.rebased(state["ledger"], self.ledger) if changed else state["ledger"])
         self.progress = Progress(**state["progress"])
         self.measured.energy.tally.restore(self.progress.energy)
+        self.resumed = True
         self._post_lost(lost)
         metrics = self.directory / "metrics.jsonl"
         if self.ranks.is_main and metrics.exists():

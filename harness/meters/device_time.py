@@ -15,7 +15,7 @@ from harness.budget import Account, Charge
 from harness.meters.base import Predictor
 from harness.units import Unit
 
-ACCOUNTS = (
+ACCOUNTS: tuple[Account, ...] = (
     Account.STUDENT_STEP,
     Account.TEACHER_FORWARD,
     Account.STARTUP,

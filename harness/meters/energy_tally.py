@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.budget import Account
 
-ACCOUNTS = (Account.STUDENT_STEP, Account.STARTUP, Account.EVALUATION, Account.CHECKPOINT)
+ACCOUNTS: tuple[Account, ...] = (Account.STUDENT_STEP, Account.STARTUP, Account.EVALUATION, Account.CHECKPOINT)
 
 
 @dataclass

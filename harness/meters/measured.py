@@ -93,7 +93,7 @@ class Measured:
             return ()
         return tuple(charge for charge in self._deciding.predict() if charge.unit is self.unit)
 
-    def drain(self, phase: int) -> list[Charge]:
+    def drain(self, phase: int) -> tuple[Charge, ...]:
         """After a step: the budget's own unit, and every `POSTING_STEPS` steps all others."""
         begun = time.perf_counter()
         self._count += 1
@@ -103,7 +103,7 @@ class Measured:
         due = self._instruments if everything else () if self._deciding is None else (self._deciding,)
         charges = self._post(due)
         self.own_s += time.perf_counter() - begun
-        return charges
+        return tuple(charges)
 
     def flush(self) -> list[Charge]:
         """Whatever was measured and not yet posted."""

@@ -13,7 +13,7 @@ from harness.budget import Account, Charge
 from harness.meters.base import Predictor
 from harness.units import Unit
 
-ACCOUNTS = (Account.STUDENT_STEP, Account.STARTUP, Account.EVALUATION, Account.CHECKPOINT)
+ACCOUNTS: tuple[Account, ...] = (Account.STUDENT_STEP, Account.STARTUP, Account.EVALUATION, Account.CHECKPOINT)
 
 
 class WallClock:
