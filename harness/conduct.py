@@ -21,7 +21,7 @@ from harness import alarms, controls, environment
 from harness.budget import Account, Charge, Ledger, parse_postings
 from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import SampleStream, evaluation_batches
-from harness.engine import Engine, device_of
+from harness.engine import Engine, device_of, divided, must_divide
 from harness.errors import ConfigError, Preempted
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, vouch
@@ -328,4 +328,6 @@ class Conductor:
         for phase in range(len(plan.phases)):
             needs |= plan.teacher_needs(phase)
         teacher.cut(needs)
+        if must_divide(teacher.weight_bytes, self.setting.ds_config, self.ranks):
+            teacher.divide(divided)
         return teacher

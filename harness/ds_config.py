@@ -25,7 +25,7 @@ ENGINE_KEYS = frozenset(
     "zero_optimization bf16 fp16 torch_autocast train_micro_batch_size_per_gpu steps_per_print wall_clock_breakdown"
     " dump_state prescale_gradients gradient_predivide_factor communication_data_type comms_logger data_types"
     " sparse_gradients tensorboard csv_monitor wandb flops_profiler memory_breakdown aio compile disable_allgather"
-    " zero_allow_untested_optimizer zero_force_ds_cpu_optimizer nebula checkpoint activation_checkpointing".split()
+    " zero_allow_untested_optimizer zero_force_ds_cpu_optimizer nebula checkpoint activation_checkpointing teacher".split()
 )
 # "auto" never exceeds this many sequences a rank: enough to fill a GPU at T = 128, small enough to fit one.
 AUTO_MICRO_BATCH = 256
@@ -57,6 +57,12 @@ class DsConfig:
     def activation_checkpointing(self) -> bool:
         """Whether the student's layers are run again in the backward pass instead of keeping their activations."""
         return bool(self.tree.get("activation_checkpointing", {}).get("enabled", False))
+
+    @property
+    def teacher_divided(self) -> bool | None:
+        """Whether ranks share the teacher's weights out; None where its size decides. Only ZeRO-3 ever does."""
+        divided = self.tree.get("teacher", {}).get("divided", "auto")
+        return False if self.stage < 3 else None if divided == "auto" else divided
 
     @property
     def offload(self) -> str:
@@ -99,7 +105,8 @@ class DsConfig:
     def resolved(self, *, sequences: int, world: int, clip: float | None) -> dict[str, Any]:
         """What DeepSpeed is given: this file plus the study's facts in DeepSpeed's own words."""
         tree = copy.deepcopy(self.tree)
-        tree.pop("activation_checkpointing", None)  # the student does it itself; DeepSpeed has nothing to call
+        for ours in ("activation_checkpointing", "teacher"):  # done by the harness; DeepSpeed knows nothing of them
+            tree.pop(ours, None)
         micro = self.micro_batch(sequences=sequences, world=world)
         tree["train_micro_batch_size_per_gpu"] = micro
         tree["gradient_accumulation_steps"] = sequences // (micro * world)
@@ -166,7 +173,15 @@ def read(path: str) -> DsConfig:
             rule="whole layers are recomputed or none; DeepSpeed's own options have no effect here",
             remedy='write {"enabled": true}, or leave it out',
         )
+    teacher = tree.get("teacher", {})
     stage = tree.get("zero_optimization", {}).get("stage", 0)
+    divided = teacher.get("divided", "auto") if isinstance(teacher, dict) and not set(teacher) - {"divided"} else None
+    if divided not in ("auto", True, False) or (divided is True and stage != 3):
+        raise ConfigError(
+            f"teacher = {teacher} in {path}",
+            rule='{"divided": true, false or "auto"} says whether ranks share its weights out; only ZeRO-3 does',
+            remedy="correct it, or leave it out",
+        )
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ConfigError(
             f"zero_optimization.stage = {stage!r} in {path}", rule="ZeRO has stages 0, 1, 2 and 3", remedy="choose one"

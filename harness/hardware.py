@@ -37,6 +37,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_bytes(*, local_world: int) -> int:
+    """Memory a rank can still take on its device: the GPU's, or its share of the host's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // local_world
+
+
 def describe() -> dict[str, Any]:
     """For the run record."""
     import torch

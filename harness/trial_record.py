@@ -70,7 +70,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "untrained_parameters": [
             n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")
         ],
-        "engine": trial.engine.facts(),
+        "engine": trial.engine.facts() | ({"teacher": trial.teacher.placement} if trial.teacher else {}),
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,
         "identity": {kind: facts for kind, facts in trial.identity.items() if kind != "study"},

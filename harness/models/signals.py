@@ -147,6 +147,26 @@ class Signals:
             self.parts.update({(number, part): found[part] for part in needs.parts_of(number)})
 
 
+class Walk(nn.Module):
+    """A frozen model whose one forward is `run`, for an engine that gathers weights while a forward needs them."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.model = family.model
+        self.family = family
+
+    def forward(self, batch: TrainingBatch, needs: Needs) -> Signals:
+        signals = run(
+            self.family, needs, input_ids_BT=batch.input_ids_BT, positions_N=batch.positions_N,
+            attention_mask_BT=batch.attention_mask_BT,
+        )  # fmt: skip
+        if signals.head is not None:
+            # The loss multiplies them after this forward, when each rank has only its share again.
+            signals.head.weight_VE = signals.head.weight_VE.clone()
+            signals.head.bias_V = None if signals.head.bias_V is None else signals.head.bias_V.clone()
+        return signals
+
+
 def run(
     family: Family,
     needs: Needs,

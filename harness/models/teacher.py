@@ -16,6 +16,8 @@ from harness.errors import ConfigError, TeacherError
 from harness.models.shapes import MASKED_FAMILIES, Shape, shape_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from harness.models.signals import Needs, Signals, TrainingBatch
@@ -185,6 +187,8 @@ class Teacher:
         model.requires_grad_(False).train(dropout > 0)
         self.info = info
         self.dtype = dtype
+        self.placement = "whole on every rank"
+        self._walk: torch.nn.Module | None = None
         self.family = family_of(model.to(device=device, dtype=dtype), info.shape)
 
     def cut(self, needs: Needs) -> None:
@@ -200,6 +204,19 @@ class Teacher:
                 if name != self.family.body_name:
                     setattr(self.family.model, name, torch.nn.Identity())
 
+    @property
+    def weight_bytes(self) -> int:
+        """What its remaining weights take, whole."""
+        return sum(p.numel() * p.element_size() for p in self.family.model.parameters())
+
+    def divide(self, partitioned: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+        """Leave each rank a share of the weights; from now on ranks ask together. Cut first: nothing is cut later."""
+        from harness.models.signals import Walk
+
+        self._walk = partitioned(Walk(self.family))
+        self._walk.train(self.family.model.training)
+        self.placement = "divided"
+
     def __call__(self, batch: TrainingBatch, needs: Needs) -> Signals:
         """Signals without gradient history; nothing at all is computed when nothing is needed."""
         import torch
@@ -210,6 +227,8 @@ class Teacher:
             return Signals()
         # no_grad, not inference_mode: TinyBERT's projections save teacher states for their backward.
         with torch.no_grad():
+            if self._walk is not None:
+                return self._walk(batch, needs)
             return run(
                 self.family,
                 needs,

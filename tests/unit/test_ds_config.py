@@ -39,6 +39,10 @@ def test_every_shipped_ds_config_is_valid(root: Path) -> None:
         ({"zero_optimization": 2}, "is an object"),
         ({"train_micro_batch_size_per_gpu": 0}, "positive integer"),
         ({"train_micro_batch_size_per_gpu": "lots"}, "positive integer"),
+        ({"activation_checkpointing": {"partition_activations": True}}, "whole layers are recomputed or none"),
+        ({"activation_checkpointing": {"enabled": "yes"}}, "whole layers are recomputed or none"),
+        ({"teacher": {"divided": True}}, "only ZeRO-3 does"),
+        ({"teacher": {"shared": True}}, "only ZeRO-3 does"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "one precision"),
     ],
 )
