@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.errors import ConfigError
 from harness.models.attention import QKV, watched
