@@ -44,34 +44,6 @@ def note_made(directory: Path) -> None:
         (directory / _MADE).touch()
     except OSError as error:
         raise CheckpointError(
-            f"{directory / _MADE}", rule=f"it could not be written ({error.strerror})", remedy="see to the disk; resume then"
-        ) from None
-
-# In a trial's directory once it has saved: what tells "killed before its first save" from "lost all it saved".
-_MADE = "checkpoints-made"
-
-
-def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest intact checkpoint of a trial; None for one that never saved any.
-
-    Raises:
-        CheckpointError: all are bad, or the trial has saved and nothing is left of it.
-    """
-    found = checkpoint.newest(directory / "checkpoints")
-    if found is None and (directory / _MADE).exists():
-        raise CheckpointError(
-            f"{directory / 'checkpoints'}", rule="this run has saved checkpoints and none is left",
-            remedy="restore one, or remove the run and start again",
-        )  # fmt: skip
-    return found
-
-
-def note_made(directory: Path) -> None:
-    """Remember that a checkpoint was published; CheckpointError when the directory cannot be written any more."""
-    try:
-        (directory / _MADE).touch()
-    except OSError as error:
-        raise CheckpointError(
             f"{directory / _MADE}",
             rule=f"it could not be written ({error.strerror})",
             remedy="see to the disk; resume then",
