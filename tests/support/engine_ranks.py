@@ -1,0 +1,187 @@
+"""What forked ranks do to an engine on a model of a few hundred weights: train, save, resume, weigh.
+
+Module-level functions, so that a rank finds them by name; each returns the rank's exit code.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness import ds_config, resume
+from harness.engine import Engine, connect
+from harness.errors import ConfigError
+from harness.ranks import Ranks
+
+VOCAB, TOKENS, SEQUENCES = 11, 5, 8
+MIDDLE, END = 3, 6
+
+
+class Small(nn.Module):
+    """An embedding and two layers that train, and a frozen one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCAB, width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.embedding(ids).to(self.up.weight.dtype)
+        return {"total": self.frozen(self.down(torch.relu(self.up(hidden)))).float().pow(2).mean()}
+
+
+def build(config: ds_config.DsConfig, ranks: Ranks, *, width: int = 8) -> Engine:
+    model = Small(width)
+    groups: list[dict[str, Any]] = [
+        {"params": [model.embedding.weight, model.up.weight, model.down.weight], "weight_decay": 0.1},
+        {"params": [model.up.bias, model.down.bias], "weight_decay": 0.0},
+    ]
+    return Engine(model, groups, config, sequences=SEQUENCES, ranks=ranks, betas=(0.9, 0.95), eps=1e-8, clip=1.0)
+
+
+def config_of(stage: int, precision: str, *, micro: int | str = 2) -> ds_config.DsConfig:
+    tree: dict[str, Any] = {"zero_optimization": {"stage": stage}, "train_micro_batch_size_per_gpu": micro}
+    if stage == 3:
+        tree["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if precision != "fp32":
+        tree[precision] = {"enabled": True}
+    return ds_config.DsConfig(tree)
+
+
+def train(engine: Engine, first: int, last: int) -> list[float]:
+    """The global loss of steps `first` to `last` - 1; the batch and the rate are functions of the step."""
+    losses = []
+    for step in range(first, last):
+        engine.set_learning_rate(1e-2 * (step + 1), active=[True, True])
+        ids = torch.randint(0, VOCAB, (SEQUENCES, TOKENS), generator=torch.Generator().manual_seed(step))
+        ranks = engine.ranks
+        mine = ids.view(engine.accumulation, ranks.world, engine.micro_batch, TOKENS)[:, ranks.rank]
+        share = 0.0
+        for micro in mine:
+            terms = engine(micro)
+            engine.backward(terms["total"])
+            engine.step()
+            share += terms["total"].item() / len(mine)
+        losses.append(ranks.add([share])[0] / ranks.world)
+    return losses
+
+
+def weights(engine: Engine) -> dict[str, Any]:
+    return {name: tensor.tolist() for name, tensor in engine.weights(engine.module).items()}
+
+
+def save_and_resume(folder: str, cases: list[tuple[int, str]]) -> int:
+    """Train to the end with a save in the middle, and again from that save: every bit must be the same."""
+    ranks, wrong = connect(timeout_s=60.0), []
+    for stage, precision in cases:
+        place = Path(folder) / f"{stage}-{precision}"
+        engine = build(config_of(stage, precision), ranks)
+        train(engine, 0, MIDDLE)
+        if ranks.is_main:
+            (place / "middle").mkdir(parents=True)
+        ranks.barrier()
+        resume.write(place / "middle", engine=engine, ranks=ranks)
+        losses, end = train(engine, MIDDLE, END), weights(engine)
+        engine.close()
+        engine = build(config_of(stage, precision), ranks)
+        resume.read(place / "middle", engine=engine, ranks=ranks, written_by=ranks.world)
+        if train(engine, MIDDLE, END) != losses or weights(engine) != end:
+            wrong.append(f"ZeRO-{stage} {precision} is not bit-exact")
+        engine.close()
+        if ranks.is_main:
+            (place / "end.json").write_text(json.dumps([losses, end]), encoding="utf-8")
+    print("\n".join(wrong), flush=True)
+    return int(bool(wrong))
+
+
+def go_on(folder: str, cases: list[tuple[int, str]], source: str, target: str, written_by: int, first: int) -> int:
+    """Resume what another number of ranks saved, compare with the undisturbed run; save again unless at the end."""
+    ranks, wrong = connect(timeout_s=60.0), []
+    last = END if target == "" else first + 1
+    for stage, precision in cases:
+        place = Path(folder) / f"{stage}-{precision}"
+        losses, end = json.loads((place / "end.json").read_text(encoding="utf-8"))
+        engine = build(config_of(stage, precision), ranks)
+        resume.read(place / source, engine=engine, ranks=ranks, written_by=written_by)
+        if any(state.name.startswith(".removing") for state in place.iterdir()):
+            wrong.append(f"ZeRO-{stage}: the converted files are left behind")
+        mine, theirs = train(engine, first, last), losses[first - MIDDLE : last - MIDDLE]
+        worst = max(abs(a - b) / abs(b) for a, b in zip(mine, theirs, strict=True))
+        if worst > 1e-5:
+            wrong.append(f"ZeRO-{stage} {precision}: loss off by {worst:.1e}")
+        if target:
+            if ranks.is_main:
+                (place / target).mkdir()
+            ranks.barrier()
+            resume.write(place / target, engine=engine, ranks=ranks)
+        else:
+            for name, tensor in engine.weights(engine.module).items():
+                if (tensor - torch.tensor(end[name])).abs().max().item() > 1e-6:
+                    wrong.append(f"ZeRO-{stage} {precision}: {name} differs")
+        engine.close()
+    print("\n".join(wrong), flush=True)
+    return int(bool(wrong))
+
+
+def every_config(files: list[str]) -> int:
+    """Each file trains two steps and lowers no guard, or is refused with a reason; says which."""
+    ranks, wrong = connect(timeout_s=60.0), []
+    for file in files:
+        config = ds_config.read(file)
+        try:
+            engine = build(config, ranks)
+        except ConfigError as refused:
+            print(f"REFUSED {Path(file).name} {refused}", flush=True)
+            continue
+        losses = train(engine, 0, 2)
+        if not all(loss == loss and loss < 1e3 for loss in losses):
+            wrong.append(f"{file}: losses {losses}")
+        print(f"TRAINED {Path(file).name} {losses}", flush=True)
+        engine.close()
+    print("\n".join(wrong), flush=True)
+    return int(bool(wrong))
+
+
+def tensors_alive() -> int:
+    """Bytes of every distinct storage that a tensor of this process refers to."""
+    gc.collect()
+    found: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and not thing.is_meta:
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def weigh(folder: str, stages: list[int], width: int) -> int:
+    """What each rank holds after a backward of the second step, before its update, beyond what it held without."""
+    ranks = connect(timeout_s=60.0)
+    for stage in stages:
+        before = tensors_alive()
+        tree = config_of(stage, "fp32", micro="auto").tree
+        # The largest weight just fits the bucket: DeepSpeed keeps the gradient of a larger one beside it.
+        tree["zero_optimization"] |= {"reduce_bucket_size": 2 * width * width, "stage3_prefetch_bucket_size": 0}
+        engine = build(ds_config.DsConfig(tree), ranks, width=width)
+        train(engine, 0, 1)
+        ids = torch.randint(0, VOCAB, (engine.micro_batch, TOKENS))
+        engine.backward(engine(ids)["total"])
+        facts = ranks.gather(tensors_alive() - before)
+        engine.step()
+        engine.close()
+        del engine
+        if ranks.is_main:
+            weights = list(Small(width).parameters())
+            total = sum(p.numel() for p in weights)
+            trained = sum(p.numel() for p in weights if p.requires_grad)
+            found = {"total": total, "trained": trained, "tree": tree, "bytes": facts}
+            (Path(folder) / f"zero{stage}.json").write_text(json.dumps(found), encoding="utf-8")
+            del weights
+    return 0
