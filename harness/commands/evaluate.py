@@ -115,7 +115,7 @@ def _run_directory(root: Path, options: argparse.Namespace) -> int:
     from harness.engine import connect, device_of
 
     ranks = connect()
-    from harness.data.glue_price import prepare
+    from harness.data.glue_price import plan_notes, prepare
     from harness.data.tokenizer import load_tokenizer, special_ids
     from harness.evaluate import glue_study
     from harness.evaluate.glue import Glue
@@ -150,7 +150,7 @@ def _run_directory(root: Path, options: argparse.Namespace) -> int:
                 plan, glue_study.students(study, directory, trials, config=configs[0]), pad=special.pad, ranks=ranks,
                 device=device_of(ranks), tell=tell, stop=stop,
             )  # fmt: skip
-            _say(plan_notes=glue_study.plan_notes(plan, study), tell=tell, glue=glue)
+            _say(notes=plan_notes(plan, study), tell=tell, glue=glue)
             glue_study.evaluate(glue, publish=True, directory=directory, trials=trials)
     finally:
         if ranks.is_main:
@@ -227,7 +227,7 @@ def _model_folder(folder: Path, options: argparse.Namespace) -> int:
                 plan, [Student(name, out, encoder)], pad=special_ids(tokenizer).pad, ranks=ranks,
                 device=device_of(ranks), tell=tell, stop=stop,
             )  # fmt: skip
-            _say(plan_notes=plan.notes, tell=tell, glue=glue)
+            _say(notes=plan.notes, tell=tell, glue=glue)
             summaries = glue.run()
         if ranks.is_main:
             flop, seconds = spent(out)
@@ -249,10 +249,10 @@ def _model_folder(folder: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def _say(*, plan_notes: list[str], tell: Silent, glue: Glue) -> None:
+def _say(*, notes: list[str], tell: Silent, glue: Glue) -> None:
     from harness.units import Unit, format_amount
 
-    for note in plan_notes:
+    for note in notes:
         tell.say(f"note: {note}")
     each = sum(glue.plan.flop.values())
     tell.say(f"GLUE: {', '.join(glue.plan.data)}; at most {format_amount(each, Unit.FLOP)} per student")

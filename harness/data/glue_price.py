@@ -19,7 +19,7 @@ from harness.data import glue
 from harness.data.glue import Part, TaskData
 from harness.errors import ConfigError
 from harness.models.shapes import Shape
-from harness.study import GlueSpec
+from harness.study import GlueSpec, StudySpec
 from harness.units import Unit, format_amount
 
 if TYPE_CHECKING:
@@ -188,3 +188,12 @@ def capped(spec: GlueSpec, data: Mapping[str, TaskData], prices: Mapping[str, in
         spec=spec, data={n: t for n, t in data.items() if n in kept}, length=length,
         flop={n: prices[n] for n in data if n in kept}, dropped={n: prices[n] for n in data if n not in kept},
     )  # fmt: skip
+
+
+def plan_notes(plan: GluePlan, study: StudySpec) -> list[str]:
+    """What the plan of a study says of its GLUE block before anything is spent."""
+    found = list(plan.notes)
+    if len(study.seeds) < 2 and len(study.arms) > 1:
+        more = " (fine-tuning seeds do not replace them)" if len(plan.spec.seeds) > 1 else ""
+        found.append(f"one pretraining seed gives no interval for GLUE: arms can be shown, not told apart{more}")
+    return found

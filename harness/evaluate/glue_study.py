@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.budget import Account
-from harness.data.glue_price import GluePlan
 from harness.evaluate import size
 from harness.evaluate.encoders import Encoder, Untrained
 from harness.evaluate.glue import Glue, scores, spent
@@ -115,12 +114,3 @@ def measure_sizes(directory: RunDirectory, trials: list[tuple[str, int]], device
             continue
         record["model"] = size.measure(folder / "student", device=device)
         write_json(folder / "record.json", record)
-
-
-def plan_notes(plan: GluePlan, study: StudySpec) -> list[str]:
-    """What the plan of a study says of its GLUE block before anything is spent."""
-    found = list(plan.notes)
-    if len(study.seeds) < 2 and len(study.arms) > 1:
-        more = " (fine-tuning seeds do not replace them)" if len(plan.spec.seeds) > 1 else ""
-        found.append(f"one pretraining seed gives no interval for GLUE: arms can be shown, not told apart{more}")
-    return found

@@ -103,7 +103,7 @@ def estimate(
     }
     table["total"] = _total(found, expected, pace, watts, terms)
     table["seconds"] = table["total"]["wall_s"]
-    table["notes"] = [*found.notes, *advice.notes(table, found)]
+    table["notes"] = [*found.notes, *advice.notes(table, found), *_glue_notes(found)]
     return table
 
 
@@ -330,3 +330,11 @@ def _host_memory() -> float | None:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def _glue_notes(found: Sketch) -> list[str]:
+    """What fine-tuning leaves out, and what its scores cannot show."""
+    from harness.data.glue_price import plan_notes
+
+    plan = found.setting.glue if found.complete else None
+    return [] if plan is None else plan_notes(plan, found.study)

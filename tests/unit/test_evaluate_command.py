@@ -211,3 +211,19 @@ def test_what_a_cap_drops_is_said_and_is_the_same_for_every_arm(
 
 def _price(run: Path, task: str) -> int:
     return max(json.loads(p.read_text())["flop"] for p in run.rglob(f"glue/{task}-*.json"))
+
+
+def test_plan_prices_glue_and_says_what_its_scores_cannot_show(
+    tiny: TinyStudy, glue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = f"evaluation.glue={{path: {glue}, tasks: [cola], grid: {GRID}, select_on: validation, seeds: [1, 2]}}"
+    base = ["plan", "--study", str(tiny.file), "--arms", "no_kd,minilmv2", "--json"]
+    tables = []
+    for more in ([], ["--set", block]):
+        assert cli.main([*base, *more]) == 0
+        tables.append(json.loads(capsys.readouterr().out))
+    assert tables[1]["seconds"] > tables[0]["seconds"]
+    notes = " ".join(tables[1]["notes"])
+    assert "one pretraining seed gives no interval for GLUE" in notes
+    assert "fine-tuning seeds do not replace them" in notes
+    assert "optimistic" in notes
