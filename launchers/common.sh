@@ -24,6 +24,23 @@ threads_per_rank() { # N
   echo $((cores >= $1 ? cores / $1 : 1))
 }
 
+# The exit code of a child, however often a trapped signal interrupts the waiting; traps call `interrupted`.
+signals=0
+interrupted() {
+  signals=$((signals + 1))
+}
+await() { # PID
+  local code=0 again seen=0
+  wait "$1" || code=$?
+  while [[ $signals -gt $seen ]]; do
+    seen=$signals
+    again=0
+    wait "$1" || again=$?
+    [[ $again -eq 127 ]] || code=$again # 127: it had ended, and the first answer was its own
+  done
+  return "$code"
+}
+
 # The exit code that the run itself recorded: launchers replace it with their own (75 becomes 1).
 recorded_exit_code() { # DIR
   "$PYTHON" "$REPOSITORY/launch.py" status "$1" --exit-code

@@ -60,18 +60,12 @@ cd -- "$REPOSITORY"
   launch.py "$@" --auto-resume &
 agent=$!
 # The agent passes SIGTERM to its ranks; a scheduler's USR1 warning takes the same way.
-warned=0
-trap 'warned=1; kill -TERM "$agent" 2>/dev/null' TERM USR1 INT
+trap 'interrupted; kill -TERM "$agent" 2>/dev/null || true' TERM USR1 INT
 code=0
-wait "$agent" || code=$?
-# A trapped signal ends `wait` early; the agent is still waiting for its ranks to save.
-while kill -0 "$agent" 2>/dev/null; do
-  code=0
-  wait "$agent" || code=$?
-done
+await "$agent" || code=$?
 [[ $code -ne 0 ]] || exit 0
 recorded=0
 recorded_exit_code "$out" || recorded=$?
 # Warned while it was still starting, before it could record anything: nothing is lost, come again.
-[[ $warned -eq 0 || $recorded -ne 1 ]] || exit 75
+[[ $signals -eq 0 || $recorded -ne 1 ]] || exit 75
 exit $((recorded == 0 ? code : recorded))

@@ -46,25 +46,34 @@ done
 
 # The warning before the time limit, or a preemption: every rank saves and leaves with 75. srun passes USR1 on to
 # its ranks; torchrun passes TERM on, and waits for them.
-warned=0
+signals=0
 # shellcheck disable=SC2317 # called by the trap
 forward() {
   local signal=USR1 pid
-  warned=1
+  signals=$((signals + 1))
   [[ -n ${SLURM_JOB_ID:-} || $ranks -eq 1 ]] || signal=TERM
   for pid in "${pids[@]}"; do kill "-$signal" "$pid" 2>/dev/null || true; done
 }
 trap forward USR1 TERM INT
 
+# The exit code of a child, however often a trapped signal interrupts the waiting.
+await() { # PID
+  local code=0 again seen=0
+  wait "$1" || code=$?
+  while [[ $signals -gt $seen ]]; do
+    seen=$signals
+    again=0
+    wait "$1" || again=$?
+    [[ $again -eq 127 ]] || code=$again # 127: it had ended, and the first answer was its own
+  done
+  return "$code"
+}
+
 worst=0
 again=0
 for position in "${!pids[@]}"; do
   code=0
-  wait "${pids[position]}" || code=$?
-  while kill -0 "${pids[position]}" 2>/dev/null; do # a trapped signal ended `wait` early
-    code=0
-    wait "${pids[position]}" || code=$?
-  done
+  await "${pids[position]}" || code=$?
   name=${names[${ours[position]}]}
   if [[ $code -ne 0 && $verb == job ]]; then
     # Launchers replace exit codes with their own; what the job recorded is the truth.
@@ -72,7 +81,7 @@ for position in "${!pids[@]}"; do
     "${entry[@]}" status "$out" --exit-code --job "$name" || recorded=$?
     code=$((recorded == 0 ? code : recorded))
     # Warned before it was ready to answer, while it imported or found its data: nothing is lost, nothing recorded.
-    if [[ $warned -eq 1 && $recorded -eq 1 ]]; then code=75; fi
+    if [[ $signals -gt 0 && $recorded -eq 1 ]]; then code=75; fi
   fi
   echo "$name: exit code $code"
   if [[ $code -eq 75 ]]; then again=1; elif [[ $code -gt $worst ]]; then worst=$code; fi
