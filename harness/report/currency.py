@@ -13,7 +13,6 @@ wins here wins all the more, and a flip towards the cheaper arm asks for a run t
 from __future__ import annotations
 
 import statistics
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Literal
 from harness.compare import Comparison, Scores, against_baseline
 from harness.report import numbers
 from harness.report.axis import scale_of
-from harness.report.source import Json, Run, mapping, number
+from harness.report.on_curve import SAME_COST, score_at, total_cost
+from harness.report.source import Json
 from harness.report.verdict import Verdict, headline, judge
 from harness.units import Unit
 
@@ -29,12 +29,9 @@ if TYPE_CHECKING:
     from harness.report.analysis import Analysis
 
 Flip = Literal["no", "possible", "yes", "unknown"]
-Points = list[tuple[float, float]]
 WORDS = {Unit.FLOP: "FLOPs", Unit.GPU_SECOND: "device time"}
 # What can stand in for a deciding score that was not evaluated along the way.
 STAND_IN = ("mlm.loss", "clm.loss")
-# Arms whose costs differ by less than this cost the same.
-SAME_COST = 0.005
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
     """Everything that can be said at equal cost in `unit`."""
     words = WORDS[unit]
     costs = {
-        arm.name: {run.seed: c for run in arm.done if (c := _total(run, unit)) is not None} for arm in analysis.arms
+        arm.name: {run.seed: c for run in arm.done if (c := total_cost(run, unit)) is not None} for arm in analysis.arms
     }
     used = {name: statistics.fmean(by_seed.values()) for name, by_seed in costs.items() if by_seed}
     refused = analysis.unlike_hardware if unit is Unit.GPU_SECOND else ""
@@ -132,16 +129,6 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
     )
 
 
-def _total(run: Run, unit: Unit) -> float | None:
-    """What a run's charged accounts took in a unit: from its ledger, else from its record."""
-    found = run.path.total(unit.value)
-    if found is None:
-        found = number(mapping(run.record.get("charged_in")).get(unit.value))
-    if found is None and unit is Unit.GPU_SECOND:
-        found = number(run.record.get("seconds"))
-    return found
-
-
 def _equal_costs(costs: Mapping[str, Mapping[int, float]]) -> dict[int, float]:
     """{seed: the cheapest arm's cost}, over seeds that every arm with any cost has."""
     known = [by_seed for by_seed in costs.values() if by_seed]
@@ -160,7 +147,7 @@ def _scores(
             arm.name: {
                 run.seed: value
                 for run in arm.done
-                if run.seed in equal and (value := _read(analysis, run, metric, unit, equal[run.seed])) is not None
+                if run.seed in equal and (value := score_at(analysis, run, metric, unit, equal[run.seed])) is not None
             }
             for arm in analysis.arms
             if arm.name not in flagged
@@ -184,54 +171,6 @@ def _basis(analysis: Analysis, metric: str, scores: Scores) -> str:
         )
     left = [arm.name for arm in analysis.arms if not scores.get(arm.name)]
     return f"{text}; nothing can be read for {', '.join(left)}" if left else text
-
-
-def _read(analysis: Analysis, run: Run, metric: str, unit: Unit, cost: float) -> float | None:
-    """A run's score when it had cost so much; None where its curve does not reach down that far."""
-    total, final = _total(run, unit), run.scores.get(metric)
-    if total is None or total <= 0 or final is None:
-        return None
-    if cost >= total * (1 - SAME_COST):
-        return final
-    points = curve(analysis, run, metric, unit)
-    if not points or points[0][0] > cost:
-        return None
-    return at_cost([*points, (total, final)], cost)
-
-
-def curve(analysis: Analysis, run: Run, metric: str, unit: Unit) -> Points:
-    """(cost in `unit`, score) of every evaluation along the way, from the untrained student's at no cost on."""
-    key = metric.replace(".", "_", 1)
-    points: dict[float, float] = {}
-    for row in run.evaluations:
-        value, spent = number(row.get(key)), number(row.get("spent"))
-        cost = None if spent is None else _cost_at(analysis, run, unit, spent)
-        if value is not None and cost is not None:
-            points[cost] = value
-    start = analysis.references.get("untrained", {}).get(metric)
-    if points and start is not None:
-        points.setdefault(0.0, start)
-    return sorted(points.items())
-
-
-def _cost_at(analysis: Analysis, run: Run, unit: Unit, spent: float) -> float | None:
-    """Cost in `unit` when so much of the budget was spent; in proportion where the ledger holds no such unit."""
-    amount = run.path.amount(unit.value, spent)
-    if amount is not None:
-        return amount
-    total, charged = _total(run, unit), number(run.record.get("charged"))
-    return total * spent / charged if total and charged else None
-
-
-def at_cost(points: Points, cost: float) -> float:
-    """Linear between points of rising cost; the last one's beyond them."""
-    right = bisect_left(points, (cost, float("-inf")))
-    if right == len(points):
-        return points[-1][1]
-    if right == 0:
-        return points[0][1]
-    (x0, y0), (x1, y1) = points[right - 1], points[right]
-    return y1 if x1 == x0 else y0 + (y1 - y0) * (cost - x0) / (x1 - x0)
 
 
 def _flip(main: Verdict, same_pair: Comparison | None, other: Verdict) -> Flip:

@@ -45,7 +45,12 @@ def overrides(analysis: Analysis) -> Table:
             listed = run.record.get("overrides")
             for item in listed if isinstance(listed, list) else []:
                 if isinstance(item, dict):
-                    key = tuple(_word(item.get(field)) for field in ("kind", "key", "was", "now"))
+                    key = (
+                        _word(item.get("kind")),
+                        _word(item.get("key")),
+                        _word(item.get("was")),
+                        _word(item.get("now")),
+                    )
                     found.setdefault(key, []).append(f"{arm.name}, seed {run.seed}")
                     records.append({"arm": arm.name, "seed": run.seed, **item})
     rows = [

@@ -5,6 +5,7 @@ The client is used, not the module's functions: those keep one run per process i
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Mapping
@@ -47,8 +48,7 @@ class MlflowRuns:
 
 def open(target: str, directory: Path) -> MlflowRuns:
     """`target` is a tracking URI; without one, MLFLOW_TRACKING_URI, else mlflow.db in the study's directory."""
-    from mlflow.entities import Metric
-    from mlflow.tracking import MlflowClient
-
+    client = importlib.import_module("mlflow.tracking").MlflowClient
+    metric = importlib.import_module("mlflow.entities").Metric
     own = f"sqlite:///{(directory / 'mlflow.db').resolve()}"
-    return MlflowRuns(MlflowClient(tracking_uri=target or os.environ.get(SERVER) or own), Metric)
+    return MlflowRuns(client(tracking_uri=target or os.environ.get(SERVER) or own), metric)

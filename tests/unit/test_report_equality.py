@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from harness.report import build_report
 from harness.report.analysis import Analysis, analyse
-from harness.report.currency import at_cost, curve
 from harness.report.ledger_path import POINTS, LedgerPath, read_path
+from harness.report.on_curve import at_cost, curve
 from harness.report.source import read
 from harness.units import Unit
 
@@ -87,8 +87,8 @@ def test_a_long_ledger_is_thinned_and_keeps_its_end(tmp_path: Path) -> None:
 # -- the other currency ------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(-9, 9)), min_size=1, max_size=9), st.floats(0, 120))
-def test_a_score_read_from_a_curve_lies_between_its_neighbours(points: list[tuple[float, float]], cost: float) -> None:
+@given(st.lists(st.tuples(st.integers(0, 100_000), st.floats(-9, 9)), min_size=1, max_size=9), st.integers(0, 120_000))
+def test_a_score_read_from_a_curve_lies_between_its_neighbours(points: list[tuple[float, float]], cost: int) -> None:
     points = sorted(dict(points).items())
     value = at_cost(points, cost)
     assert min(y for _, y in points) - 1e-9 <= value <= max(y for _, y in points) + 1e-9
