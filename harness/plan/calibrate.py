@@ -107,7 +107,8 @@ def _stepper(found: Sketch, arm: ArmSetting, plan: Plan, phase: int, ranks: Any,
     sequences = _sequences(found, arm, plan, phase, device)
     size = type(arm.size)(sequences, arm.size.length, max(1, arm.size.masked * sequences // arm.size.sequences))
     batch = batch_of(size, arm.shape.vocab).to(device)
-    trainee = Trainee(build_student(arm.config, seed=0), arm.shape, plan)
+    student = build_student(arm.config, seed=0)
+    trainee = Trainee(student, arm.shape, plan, recompute=found.ds_config.activation_checkpointing)
     groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, arm.study.optimizer)
     engine = Engine(
         trainee, groups.groups, found.ds_config, sequences=sequences, ranks=ranks, betas=arm.study.optimizer.betas,

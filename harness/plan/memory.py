@@ -90,6 +90,8 @@ def held(arm: ArmSetting, ds_config: DsConfig, *, world: int, half_teacher: bool
     teacher = 0.0
     if arm.teacher is not None and plan.needs_teacher:
         teacher = teacher_weights(arm.teacher.shape, all_needs(plan, "teacher")) * (2.0 if half_teacher else 4.0)
+        if ds_config.teacher_divided:
+            teacher /= world
     return Held(
         total=total, trained=trained, activations_bytes=activations, teacher_bytes=teacher, signals_bytes=signals,
         largest_layer=weights.largest_layer, **states,
@@ -141,13 +143,16 @@ def _offloaded(zero: dict[str, Any], key: str) -> bool:
     return (zero.get(key) or {}).get("device", "none") != "none"
 
 
-def saved_bytes(shape: Shape, needs: Needs, *, sequences: int, length: int, masked: int, precision: str) -> float:
+def saved_bytes(
+    shape: Shape, needs: Needs, *, sequences: int, length: int, masked: int, precision: str, recompute: bool = False
+) -> float:
     """What a student's forward keeps for its backward.
 
     A layer saves the inputs of its norms, of its projections and of its activation: 8 H + 2 I elements a token
     (plain), 10 H + 4 I (gated: its two halves, the activation and their product). Under autocast half of the
     H-wide ones stay fp32. The attention's log-sum and the norms' statistics add 4 A + 16 bytes. The layer that is
-    cut after Q, K, V saves its input (and the norm's); the embeddings up to two states.
+    cut after Q, K, V saves its input (and the norm's); the embeddings up to two states. With `recompute` a layer
+    keeps its input, unless its Q, K or V are asked for, and one layer at a time is whole again in the backward.
     """
     tokens = sequences * length
     width = 2 if precision in ("bf16", "fp16") else 4
@@ -157,12 +162,17 @@ def saved_bytes(shape: Shape, needs: Needs, *, sequences: int, length: int, mask
     else:
         layer = width * ((10 if shape.gated else 8) * hidden + (4 if shape.gated else 2) * intermediate)
     layer += 4 * shape.heads + 16
-    total = tokens * (needs.full_layers(shape) * layer + 2 * width * hidden)
+    full = needs.full_layers(shape)
+    whole = full
+    if recompute:
+        asked = sum(1 for number in needs.attended if number <= full)
+        whole = min(full, asked + 1)
+    total = tokens * (whole * layer + (full - whole) * width * hidden + 2 * width * hidden)
     if needs.cut_layer(shape) is not None:
         total += tokens * width * (2 * hidden + hidden + 2 * shape.kv_width)
     positions = needs.positions(tokens=tokens, masked=masked)
     if positions:
-        # The head's transform keeps about four E-wide rows; logits exist a chunk of rows at a time.
+        # The head's transform keeps about four E-wide rows; logits exist a chunk of them at a time.
         total += positions * 4 * width * shape.embedding + 2 * 4 * min(positions * shape.vocab, CHUNK_LOGITS)
     return float(total)
 

@@ -238,7 +238,7 @@ def duration(seconds: float) -> str:
     for scale, name in ((86400 * 3, "days"), (7200, "h"), (120, "min"), (1, "s")):
         if seconds >= scale:
             unit = {"days": 86400, "h": 3600, "min": 60, "s": 1}[name]
-            return f"{seconds / unit:.3g} {name}"
+            return f"{seconds / unit:,.0f} {name}" if seconds >= 999.5 * unit else f"{seconds / unit:.3g} {name}"
     return f"{seconds * 1e3:.3g} ms" if seconds > 0 else "0 s"
 
 

@@ -165,8 +165,9 @@ def step_time(
     student_peak = preset.single_flop_s if ds_config.precision == "fp32" else half
     teacher_peak = half if preset.bf16 else preset.single_flop_s
     layers = max(1, plan.student_needs(phase).full_layers(arm.shape))
+    again = 4 / 3 if ds_config.activation_checkpointing else 1.0  # one more forward
     student = max(
-        (flop[Account.STUDENT_STEP] + flop[Account.OBJECTIVE]) / ranks / (used.student * student_peak),
+        again * (flop[Account.STUDENT_STEP] + flop[Account.OBJECTIVE]) / ranks / (used.student * student_peak),
         accumulation * layers * (FORWARD_KERNELS + BACKWARD_KERNELS) * LAUNCH_S,
     )
     teacher = 0.0

@@ -83,7 +83,9 @@ def test_a_cut_teacher_holds_the_weights_that_a_run_keeps(family: str) -> None:
         assert teacher_weights(shape, needs) == sum(left.values()), f"{family}, {needs}"
 
 
-def saved(shape: Shape, config: Any, needs: Needs, precision: str, *, sequences: int, length: int) -> int:
+def saved(
+    shape: Shape, config: Any, needs: Needs, precision: str, *, sequences: int, length: int, recompute: bool = False
+) -> int:
     """Bytes that autograd keeps, weights and their casts left out by difference of two batch sizes."""
 
     def once(count: int) -> int:
@@ -101,7 +103,7 @@ def saved(shape: Shape, config: Any, needs: Needs, precision: str, *, sequences:
         ids = torch.randint(4, shape.vocab, (count, length), generator=torch.Generator().manual_seed(0))
         autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision.endswith("autocast"))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
-            signals = run(family_of(student, shape), needs, input_ids_BT=ids, positions_N=None)
+            signals = run(family_of(student, shape), needs, input_ids_BT=ids, positions_N=None, recompute=recompute)
         del signals
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -118,6 +120,19 @@ def test_activations_are_what_autograd_saves(family: str, precision: str) -> Non
     real = saved(shape, config, needs, precision, sequences=sequences, length=length)
     form = memory.saved_bytes(shape, needs, sequences=sequences, length=length, masked=0, precision=precision)
     assert 0.98 * real <= form <= 1.10 * real
+
+
+def test_recomputing_keeps_inputs_and_one_layer() -> None:
+    """What the forward keeps, and the one layer that the backward makes whole again on top."""
+    config, shape = small("bert", layers=4, hidden=64)
+    needs = Needs(states=frozenset({4}))
+    sizes: dict[str, Any] = {"sequences": 4, "length": 32}
+    real = saved(shape, config, needs, "fp32", recompute=True, **sizes)
+    whole = memory.saved_bytes(shape, needs, masked=0, precision="fp32", **sizes)
+    form = memory.saved_bytes(shape, needs, masked=0, precision="fp32", recompute=True, **sizes)
+    one = whole - memory.saved_bytes(shape, Needs(states=frozenset({3})), masked=0, precision="fp32", **sizes)
+    assert form < whole / 2
+    assert 0.9 * real <= form - one <= 1.6 * real
 
 
 def test_deeper_longer_and_larger_batches_hold_more() -> None:

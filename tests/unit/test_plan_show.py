@@ -87,7 +87,7 @@ def test_a_grid_keeps_every_cell(names: list[str], cells: list[str], width: int)
 def test_durations_are_read_back_within_their_digits(seconds: float) -> None:
     number, unit = duration(seconds).split()
     scale = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "days": 86400}[unit]
-    assert float(number) * scale == pytest.approx(seconds, rel=0.006)
+    assert float(number.replace(",", "")) * scale == pytest.approx(seconds, rel=0.006)
 
 
 def test_sizes_have_units() -> None:
