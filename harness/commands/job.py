@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.commands._report import show_report
 from harness.commands._study import default_engine, inputs, study_flags
-from harness.errors import IsoBudgetError, Preempted
+from harness.errors import ConfigError, IsoBudgetError, Preempted
 
 if TYPE_CHECKING:
     from harness.rundir import RunDirectory
@@ -43,7 +43,15 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     tell = reporter(is_main=ranks.is_main, json=options.json)
     # An array submitted again finds most of its work done: that is said before data and teacher are looked for.
     out = RunDirectory(Path(options.out))
-    if work.kind == "train" and ranks.on_main(lambda: (out.record(work.arm, work.seed) or {}).get("state") == "done"):
+    trained = work.kind in ("train", "evaluation") and ranks.on_main(
+        lambda: (out.record(work.arm, work.seed) or {}).get("state") == "done"
+    )
+    if work.kind == "evaluation" and not trained:
+        raise ConfigError(
+            f"evaluation of {work.arm} seed {work.seed}", rule="it has not been trained to its end",
+            remedy=f"see why: python launch.py status {options.out}; then run its job again",
+        )  # fmt: skip
+    if work.kind == "train" and trained:
         tell.say(f"{work.arm} · seed {work.seed}: done already")
         return 0
     ds_config = ds_config or default_engine()
@@ -98,8 +106,11 @@ def gather(directory: RunDirectory, study: StudySpec, *, as_json: bool) -> int:
 
     trials = [Work("train", arm.name, seed) for arm in study.arms for seed in study.seeds]
     missing = [w for w in trials if (directory.record(w.arm, w.seed) or {}).get("state") != "done"]
-    codes = [a[-1].get("exit_code", 1) for w in missing if (a := JobRecord(directory.root, w.name).attempts())]
-    code = max(codes, default=1) or 1 if missing else 0
+    ended = [
+        attempts[-1].get("exit_code", 1) for w in missing if (attempts := JobRecord(directory.root, w.name).attempts())
+    ]
+    # Not 75: that would ask the scheduler for this very job again, and it is not this job that was preempted.
+    code = max((c for c in ended if c not in (0, Preempted.exit_code)), default=1) if missing else 0
     if missing:
         names = ", ".join(f"{w.arm} seed {w.seed}" for w in missing)
         directory.status("failed", exit_code=code, message=f"{len(missing)} of {len(trials)} runs unfinished: {names}")

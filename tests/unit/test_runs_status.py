@@ -17,6 +17,7 @@ from harness.errors import ConfigError
 from harness.jobs import JobDirectory, JobRecord, Work, open_alone
 from harness.rundir import RunDirectory
 from harness.study import load, validate
+from tests.support.tiny import TinyStudy
 
 STUDY = {
     "name": "s", "budget": "1000 flop", "arms": [{"name": "a", "objective": "mlm"}], "seeds": [1, 2],
@@ -207,3 +208,35 @@ def test_the_shipped_studies_can_be_submitted_dry(tmp_path: Path) -> None:
         graph = json.loads((tmp_path / name / "jobs" / "graph.json").read_text())
         arms = next(stage for stage in graph["stages"] if stage["name"] == "arms")
         assert len(arms["works"]) == len(study.arms) * len(study.seeds)
+
+
+@pytest.mark.parametrize(("ended", "code"), [([5, 75], 5), ([75, 75], 1), ([0, 2], 2)])
+def test_an_unfinished_study_is_reported_with_the_code_of_what_failed_and_never_asks_for_another_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[int], code: int
+) -> None:
+    from harness.commands import job
+
+    monkeypatch.setattr(job, "show_report", lambda *_, **__: None)
+    directory = RunDirectory(tmp_path)
+    for seed, last in zip((1, 2), ended, strict=True):
+        record = JobRecord(tmp_path, f"train-a-seed-{seed}")
+        record.begin(world=1)
+        record.end("failed", exit_code=last)
+    assert job.gather(directory, spec(), as_json=False) == code
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", code)
+    assert "a seed 1, a seed 2" in status["message"]
+
+
+def test_what_was_not_trained_is_not_evaluated_and_what_is_done_is_not_done_again(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--study", str(tiny.file), "--out", str(tmp_path)]
+    assert cli.main(["job", "evaluation:no_kd:1", *words]) == 2
+    assert "not been trained" in capsys.readouterr().err
+    folder = tmp_path / "arms" / "no_kd" / "seed-1"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text('{"state": "done"}')
+    assert cli.main(["job", "no_kd:1", *words]) == 0
+    assert "done already" in capsys.readouterr().out
+    assert cli.main(["job", "nobody:1", *words]) == 2
