@@ -17,7 +17,7 @@ from harness.errors import Preempted
 from harness.ranks import Ranks
 
 # How often a rank that works alone asks whether another was told to stop.
-ASK_EVERY_S = 0.5
+ASK_EVERY_S = 2.0
 # Ranks make their flags in the same order, so the n-th flag of each speaks of the same study.
 _numbers = itertools.count()
 _active: list[StopFlag] = []

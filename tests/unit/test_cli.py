@@ -75,6 +75,8 @@ def test_the_documented_flags_stay() -> None:
     assert shared | {"--out", "--resume"} <= flags["run"]
     assert shared <= flags["plan"]
     assert "--json" in flags["report"]
+    assert {"--seed", "--rows", "--short", "--keep", "--json"} <= flags["chaos"]
+    assert "--hang-timeout" in flags["run"]
 
 
 BAD_INPUT = [
