@@ -272,19 +272,21 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
     """
     from harness.data.corpus import prepare as prepare_corpus
     from harness.data.text_bytes import check as check_offsets
-    from harness.data.tokenizer import load_tokenizer, special_ids
+    from harness.data.tokenizer import load_tokenizer, require_mask, special_ids
     from harness.objectives.composition import parse
 
     for arm in study.arms:
         parse(arm.objective)
     tokenizer, fingerprint = load_tokenizer(study.data.tokenizer)
     special = special_ids(tokenizer)
+    if study.causal:
+        check_offsets(tokenizer, study.data.tokenizer)
+    else:
+        require_mask(special, study.data.tokenizer)
     corpus = prepare_corpus(study.data, vocab_limit=len(tokenizer), tell=tell)
     setting = Setting(
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, corpus=corpus, world=world,
         special={"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask},
     )  # fmt: skip
-    if study.causal:
-        check_offsets(tokenizer, study.data.tokenizer)
     _ = setting.arms, setting.probes, setting.choices, setting.glue
     return setting

@@ -22,14 +22,23 @@ if TYPE_CHECKING:
 
 BUILTIN = Path(__file__).resolve().parent.parent / "assets" / "tokenizer"
 ALPHABET = 120
-NEEDED = ("cls_token", "sep_token", "mask_token", "pad_token")
+# Each role's own token, and what stands in for it in vocabularies of causal models. [MASK] has no stand-in.
+ROLES = {
+    "cls_token": ("cls_token", "bos_token", "eos_token"),
+    "sep_token": ("sep_token", "eos_token"),
+    "pad_token": ("pad_token", "sep_token", "eos_token"),
+}
+NO_MASK = -1
 # Case, accents, digits, CJK, punctuation and control characters: where two tokenizers of one vocabulary differ.
 _PROBE = "The Café's ÉCOLE naïve x_1=3.14e-5, don't\tUPPER lower ﬁ 中文 日本 Ω≈√2 [MASK] e\u0301\u200b end."
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids that are never masked and never drawn at random; `all` includes the four named ones."""
+    """Ids that are never masked and never drawn at random; `all` includes the named ones.
+
+    A causal model's vocabulary begins a text with its bos (or eos) token and ends it with eos; `mask` is NO_MASK there.
+    """
 
     cls: int
     sep: int
@@ -43,7 +52,7 @@ def load_tokenizer(name_or_path: str = "builtin") -> tuple[PreTrainedTokenizerBa
     """The tokenizer and its fingerprint (16 hex digits). No code from the folder or the Hub is run.
 
     Raises:
-        DataError: it cannot be loaded, or lacks one of [CLS], [SEP], [MASK], [PAD].
+        DataError: it cannot be loaded, or has no token that begins or ends a text.
     """
     from transformers import AutoTokenizer
 
@@ -57,12 +66,12 @@ def load_tokenizer(name_or_path: str = "builtin") -> tuple[PreTrainedTokenizerBa
             rule=f"cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             remedy='give "builtin", a folder with tokenizer.json, or a Hub name with the network up',
         ) from error
-    missing = [n for n in NEEDED if getattr(tokenizer, n, None) is None]
+    missing = [role for role, tokens in ROLES.items() if all(getattr(tokenizer, n, None) is None for n in tokens)]
     if missing:
         raise DataError(
             f"tokenizer {name_or_path!r}",
             rule=f"it has no {', '.join(missing)}",
-            remedy="masked language modelling needs [CLS], [SEP], [MASK] and [PAD]; use a BERT-type tokenizer",
+            remedy="blocks begin with [CLS] and end with [SEP], or with bos and eos; use a tokenizer that has either",
         )
     return tokenizer, fingerprint(tokenizer)
 
@@ -70,8 +79,27 @@ def load_tokenizer(name_or_path: str = "builtin") -> tuple[PreTrainedTokenizerBa
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
     """The ids that packing and masking need."""
     t: Any = tokenizer
-    named = (int(t.cls_token_id), int(t.sep_token_id), int(t.mask_token_id), int(t.pad_token_id))
-    return SpecialIds(*named, all=tuple(sorted({*named, *(int(i) for i in t.all_special_ids)})))
+
+    def role(name: str) -> int:
+        return next(int(i) for token in ROLES[name] if (i := getattr(t, f"{token}_id")) is not None)
+
+    cls, sep, pad = role("cls_token"), role("sep_token"), role("pad_token")
+    mask = NO_MASK if t.mask_token_id is None else int(t.mask_token_id)
+    every = {cls, sep, pad, mask, *(int(i) for i in t.all_special_ids)} - {NO_MASK}
+    return SpecialIds(cls, sep, mask, pad, all=tuple(sorted(every)))
+
+
+def require_mask(special: SpecialIds, name: str) -> None:
+    """Refuse a tokenizer that cannot hide a token.
+
+    Raises:
+        DataError: it has no [MASK].
+    """
+    if special.mask == NO_MASK:
+        raise DataError(
+            f"tokenizer {name!r}", rule="it has no mask_token",
+            remedy="masked language modelling needs [MASK]; use a BERT-type tokenizer, or a causal student.family",
+        )  # fmt: skip
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

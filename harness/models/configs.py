@@ -51,6 +51,8 @@ def config_of(
         "bos_token_id": special["cls"], "eos_token_id": special["sep"], "tie_word_embeddings": True,
         "max_position_embeddings": length, **dropout_settings(family, dropout),
     }  # fmt: skip
+    if family in CAUSAL_FAMILIES and special["pad"] in (special["cls"], special["sep"]):
+        keys["pad_token_id"] = None  # the padding row of an embedding learns nothing, and this one begins every text
     if family == "distilbert":
         return AutoConfig.for_model(
             family, dim=hidden, n_layers=layers, n_heads=heads, hidden_dim=intermediate, **keys

@@ -288,3 +288,39 @@ def test_a_causal_teacher_is_vouched_for_by_its_next_token_loss(
     file = tiny.write(tmp_path / "s.yaml", **{**tree(tiny, teacher), "teacher": {"path": str(teacher)}})
     assert cli.main(["run", "--study", str(file), "--out", str(tmp_path / "run")]) == 3
     assert "a next-token loss of 4.000 where the untrained student has 2.000" in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_bytes_with_one_special_token_makes_a_causal_study(tiny: TinyStudy, tmp_path: Path) -> None:
+    """GPT-2's kind: a text begins and ends with the same token, which pads as well and hides nothing."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [json.loads(line)["text"] for line in (tiny.corpus / "train.jsonl").read_text().splitlines()]
+    bytes_ = ByteLevelBPETokenizer()
+    bytes_.train_from_iterator(texts, vocab_size=400, special_tokens=["<|endoftext|>"])
+    end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=bytes_._tokenizer, **end).save_pretrained(tmp_path / "bytes")
+    tree = {
+        "student": {"family": "gpt2", "layers": 2, "hidden": 32, "heads": 4}, "teacher": None,
+        "data": {"sources": [{"path": str(tiny.corpus)}], "block_length": 32, "tokenizer": str(tmp_path / "bytes")},
+        "arms": [{"name": "a", "objective": "clm"}], "budget": "0.5 Gflop",
+        "evaluation": {"main": "clm.bits_per_byte", "curve_points": 0, "mlm_blocks": 16, "readout": None},
+    }  # fmt: skip
+    file = tiny.write(tmp_path / "s.yaml", **tree)
+    assert cli.main(["run", "--study", str(file), "--out", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run/arms/a/seed-1/student/config.json").read_text())
+    assert config["bos_token_id"] == config["eos_token_id"] == 0
+    assert config["pad_token_id"] is None
+    scores = record(tmp_path / "run", "a")["scores"]
+    corpus = prepare(DataSpec.model_validate(tree["data"]))
+    tokenizer, _ = load_tokenizer(str(tmp_path / "bytes"))
+    # Every byte is in a token here: the blocks' tokens spell the text they own.
+    spelt = sum(
+        len(tokenizer.decode(row[1:-1].tolist(), skip_special_tokens=True).encode()) for row in corpus.blocks("test")
+    )
+    assert int(block_bytes(corpus, "test", tokenizer).sum()) == pytest.approx(spelt, rel=0.01)
+    assert 0 < scores["clm.bits_per_byte"] < 8
+    masked = {**tree, "student": {"family": "bert", "layers": 2, "hidden": 32, "heads": 4}}
+    masked |= {"arms": [{"name": "a", "objective": "mlm"}], "evaluation": {"main": "mlm.loss", "readout": None}}
+    file = tiny.write(tmp_path / "masked.yaml", **masked)
+    assert cli.main(["run", "--study", str(file), "--out", str(tmp_path / "masked")]) == 3

@@ -10,9 +10,11 @@ import pytest
 
 from harness.data.tokenizer import (
     BUILTIN,
+    NO_MASK,
     encode,
     fingerprint,
     load_tokenizer,
+    require_mask,
     special_ids,
     train_wordpiece,
     vocabulary_size,
@@ -81,13 +83,32 @@ def test_special_tokens_written_in_a_text_are_text() -> None:
     assert tokenizer.backend_tokenizer.encode_special_tokens is False
 
 
-def test_a_tokenizer_without_mask_is_refused(tmp_path: Path) -> None:
-    folder = shutil.copytree(BUILTIN, tmp_path / "causal")
+def without(tokens: tuple[str, ...], folder: Path, **added: str) -> Path:
+    """The shipped tokenizer without some of its roles."""
+    shutil.copytree(BUILTIN, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    del config["mask_token"]
+    config = {key: value for key, value in config.items() if key not in tokens} | added
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_a_tokenizer_without_mask_hides_no_token(tmp_path: Path) -> None:
+    tokenizer, _ = load_tokenizer(str(without(("mask_token",), tmp_path / "causal")))
+    special = special_ids(tokenizer)
     with pytest.raises(DataError, match="has no mask_token"):
-        load_tokenizer(str(folder))
+        require_mask(special, "causal")
+    assert NO_MASK not in special.all
+
+
+def test_a_causal_vocabulary_begins_and_ends_texts_with_its_own_tokens(tmp_path: Path) -> None:
+    roles = ("cls_token", "sep_token", "mask_token", "pad_token")
+    tokenizer, _ = load_tokenizer(str(without(roles, tmp_path / "gpt", eos_token="[SEP]")))
+    special, end = special_ids(tokenizer), tokenizer.convert_tokens_to_ids("[SEP]")
+    assert (special.cls, special.sep, special.pad) == (end, end, end)
+    both, _ = load_tokenizer(str(without(roles, tmp_path / "llama", bos_token="[CLS]", eos_token="[SEP]")))
+    assert special_ids(both).cls == both.convert_tokens_to_ids("[CLS]")
+    with pytest.raises(DataError, match="has no cls_token, sep_token, pad_token"):
+        load_tokenizer(str(without(roles, tmp_path / "none")))
 
 
 def test_an_absent_tokenizer_is_refused(tmp_path: Path) -> None:
