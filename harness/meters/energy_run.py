@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from harness.budget import Account, Charge
 from harness.meters.energy_reading import EnergyMeter, EnergyReading
-from harness.meters.energy_tally import ACCOUNTS, EnergyTally
+from harness.meters.energy_tally import ACCOUNTS, EnergyTally, share
 from harness.meters.step_energy import StepEnergy
 from harness.units import Unit
 
@@ -102,8 +102,8 @@ class RunEnergy:
         fresh = [0.0] * self.width
         if reading.joules is not None:
             for place, account in enumerate(ACCOUNTS):
-                share = self._unsettled[account] / total if total > 0 else float(account is self._account)
-                fresh[place] = reading.joules * share
+                part = self._unsettled[account] / total if total > 0 else float(account is self._account)
+                fresh[place] = reading.joules * part
             fresh[_KNOWN] = 1.0
             fresh[_SPREADLESS] = float(reading.uncertainty_j is None)
             fresh[_INSIDE_J] = (reading.uncertainty_j or reading.ends_j) - reading.ends_j
@@ -139,11 +139,9 @@ class RunEnergy:
             joules if known else {}, device_s=device_s, covered_s=covered_s, inside_j=sums[_INSIDE_J],
             ends_j=sums[_ENDS_J], spreadless=round(sums[_SPREADLESS]),
         )  # fmt: skip
-        # Many small spans add up to 1 but for rounding: that is complete.
-        coverage = 1.0 if covered_s >= device_s * (1 - 1e-9) else covered_s / device_s
         return [
             *(Charge(a, j, Unit.JOULE, "measured") for a, j in joules.items() if a is not Account.STUDENT_STEP),
-            *self._step_charges(joules.get(Account.STUDENT_STEP), coverage, steps),
+            *self._step_charges(joules.get(Account.STUDENT_STEP), share(covered_s, device_s), steps),
         ]
 
     def _step_charges(self, joules: float | None, coverage: float, steps: int) -> list[Charge]:
@@ -156,7 +154,8 @@ class RunEnergy:
         amount = self._steps.charge(reading, steps)
         if amount is None:
             return self._unreadable(steps)
-        return [Charge(Account.STUDENT_STEP, amount, Unit.JOULE, "measured" if reading.complete else "predicted")]
+        source = "measured" if reading.complete else "predicted"
+        return [Charge(Account.STUDENT_STEP, amount, Unit.JOULE, source)] if amount > 0 else []
 
     def _unreadable(self, steps: int) -> list[Charge]:
         self._blind = self._blind or (self._budgeted and steps > 0)

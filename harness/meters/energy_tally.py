@@ -14,6 +14,13 @@ from harness.budget import Account
 ACCOUNTS: tuple[Account, ...] = (Account.STUDENT_STEP, Account.STARTUP, Account.EVALUATION, Account.CHECKPOINT)
 
 
+def share(covered_s: float, device_s: float) -> float:
+    """Coverage; exactly 1 when only the rounding of many small spans is missing."""
+    if device_s <= 0:
+        return 0.0
+    return 1.0 if covered_s >= device_s * (1 - 1e-9) else covered_s / device_s
+
+
 @dataclass
 class EnergyTally:
     """Joules per account; `joules` is None where nothing was measured, never 0 for want of an instrument.
@@ -36,7 +43,7 @@ class EnergyTally:
     @property
     def coverage(self) -> float:
         """Covered device-seconds over all that were metered, 0..1."""
-        return min(1.0, self.covered_s / self.device_s) if self.device_s > 0 else 0.0
+        return share(self.covered_s, self.device_s)
 
     @property
     def uncertainty_j(self) -> float | None:

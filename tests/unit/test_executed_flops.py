@@ -66,3 +66,17 @@ def test_a_count_adds_what_kernels_register_and_products_in_place() -> None:
         torch.zeros(3, 4).addmm_(torch.ones(3, 5), torch.ones(5, 4))
         backend.register_flop("a kernel", 1000)
     assert count.total == 1000 + 2 * 3 * 5 * 4
+
+
+def test_activation_recomputation_is_executed_and_not_charged() -> None:
+    """Every layer runs its forward once more; the closed form, and with it the cut, stays where it was."""
+    plain, student, teacher = trainee("mlm")
+    again = Trainee(plain.student, student, plain.plan, recompute=True)
+    once, twice = (executed_step_flop(each, teacher, 0, SIZE, autocast=None) for each in (plain, again))
+    layers = sum(
+        student.layer_flops(number, sequences=SIZE.sequences, length=SIZE.length)
+        for number in range(1, student.layers + 1)
+    )
+    assert twice - once == pytest.approx(layers, rel=TOLERANCE)
+    meters = [FlopMeter(each.plan, student=student, teacher=teacher, size=SIZE) for each in (plain, again)]
+    assert meters[0].next_step(0) == meters[1].next_step(0)
