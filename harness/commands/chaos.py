@@ -18,12 +18,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
     import json
+    import os
     import tempfile
 
     from harness.chaos.table import FAILED, HEADER, chosen, play_all
     from harness.errors import ConfigError
+    from harness.hardware import has_cuda
 
     wanted = chosen(options.rows)
+    if not has_cuda():
+        # A row may import what imports DeepSpeed, which would say on our output that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     results = []
     with tempfile.TemporaryDirectory(prefix="isobudget-chaos-") as temporary:
         folder = Path(options.keep or temporary)
