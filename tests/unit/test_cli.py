@@ -86,7 +86,7 @@ BAD_INPUT = [
     (["--study", "{tiny}", "--budget", "3 bananas"], 2, "unknown unit"),
     (["--study", "{tiny}", "--budget", "-3 flop"], 2, "positive"),
     (["--study", "{tiny}", "--budget", "5 flop"], 2, "one step costs"),
-    (["--study", "{tiny}", "--budget", "1 kWh"], 2, "joule"),
+    (["--study", "{tiny}", "--budget", "1 kWh"], 2, "energy cannot be measured"),
     (["--study", "{tiny}", "--seeds", "one"], 2, "whole numbers"),
     (["--study", "{tiny}", "--ds_config", "absent.json"], 2, "no such file"),
     (["--study", "{tiny}", "--set", "arms.no_kd.objective=mlmm"], 2, "known are"),
