@@ -90,7 +90,8 @@ def accuracy(model: Classifier, data: Examples, device: torch.device) -> float:
 
 
 def flops(subject: Subject, data: ProbeData, *, spec: ProbeSpec) -> int:
-    """Closed-form FLOPs at real tokens: training, and the selection and test after every epoch."""
+    """Closed-form FLOPs at real tokens: training, and the selection and test after every epoch; or one forward of each
+    where the body is frozen (the linear classifiers are ignored)."""
 
     def forward(part: Examples) -> int:
         body = Needs(states=frozenset({subject.shape.layers}))
@@ -100,6 +101,8 @@ def flops(subject: Subject, data: ProbeData, *, spec: ProbeSpec) -> int:
             for length, count in zip(lengths, counts, strict=True)
         )
 
+    if spec.mode == "frozen":
+        return forward(data.train) + forward(data.validation) + forward(data.test)
     return spec.epochs * (3 * forward(data.train) + forward(data.validation) + forward(data.test))
 
 

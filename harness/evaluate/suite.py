@@ -209,14 +209,16 @@ class Suite:
                 picked, cost = self.choose(subject, choices.readout_head(subject, layer, head))
                 return scores | picked, flop + cost
             return scores, flop
-        from harness.evaluate import probes
+        from harness.evaluate import frozen, probes
 
         assert self.spec.probes is not None
         task = item.removeprefix("probe.")
         data = self.probe(task)
-        return {item: probes.evaluate(subject, data, spec=self.spec.probes)}, probes.flops(
-            subject, data, spec=self.spec.probes
-        )
+        flop = probes.flops(subject, data, spec=self.spec.probes)
+        if self.spec.probes.mode == "frozen":
+            accuracy, layer = frozen.evaluate(subject, data)
+            return {item: accuracy, f"{item}.layer": float(layer)}, flop
+        return {item: probes.evaluate(subject, data, spec=self.spec.probes)}, flop
 
     def read_curve(self, candidate: Candidate, subject: Subject) -> int:
         """Read-outs of the bodies kept along the way; appends them to the trial's metrics."""
@@ -343,4 +345,4 @@ class Suite:
     @staticmethod
     def brief(done: dict[str, Any]) -> str:
         scores = {name: value for row in done.values() for name, value in row["scores"].items()}
-        return ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if name != "readout.layer")
+        return ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if not name.endswith(".layer"))

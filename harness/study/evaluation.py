@@ -21,9 +21,14 @@ class ReadoutSpec(Spec):
 
 
 class ProbeSpec(Spec):
-    """Built-in classification tasks, fine-tuned by one recipe for all arms."""
+    """Built-in classification tasks, by one recipe for all arms.
+
+    `mode: finetune` trains the whole student; `frozen` trains a linear classifier on the mean state of each layer and
+    keeps the layer that is best on held-out examples (epochs, batch and lr then mean nothing).
+    """
 
     tasks: list[str] = Field(default_factory=list)
+    mode: Literal["finetune", "frozen"] = "finetune"
     train_examples: Positive = 1200
     test_examples: Positive = 800
     epochs: Positive = 2
