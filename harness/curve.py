@@ -29,7 +29,9 @@ def validation(trial: Trial, *, study: StudySpec, corpus: Corpus, ranks: Ranks) 
     world = ranks.world
     blocks = min(study.evaluation.mlm_blocks, len(corpus.blocks("validation"))) // world * world
     size = max(n for n in range(1, min(VALIDATION_BATCH, blocks // world) + 1) if blocks % (n * world) == 0)
-    batches = evaluation_batches(corpus, "validation", blocks=blocks, batch=size, masking=study.data.masking)
+    batches = evaluation_batches(
+        corpus, "validation", blocks=blocks, batch=size, masking=study.data.masking, causal=study.causal
+    )
     mine = batches[ranks.rank :: world]
 
     def validate() -> dict[str, float]:
@@ -49,7 +51,8 @@ def validation(trial: Trial, *, study: StudySpec, corpus: Corpus, ranks: Ranks) 
             )
         loss, hits, count, flops = ranks.add([*sums, flop])
         trial.ledger.post([Charge(Account.EVALUATION, int(flops), Unit.FLOP)], step=trial.progress.step)
-        return {"mlm_loss": loss / count, "mlm_accuracy": hits / count}
+        own = "clm" if study.causal else "mlm"
+        return {f"{own}_loss": loss / count, f"{own}_accuracy": hits / count}
 
     return validate
 

@@ -25,6 +25,7 @@ from harness.bench import peers
 from harness.bench.peers import _contest
 from harness.bench.timing import percentiles, wait
 from harness.data.batch import Batch
+from harness.models.configs import auto_model
 from harness.models.teacher import resolve
 from harness.study import ArmSpec
 
@@ -163,14 +164,12 @@ def _attempt(row: dict[str, Any], action: Any) -> bool:
 
 
 def _contest_of(conductor: Conductor, arm: ArmSetting, trial: Any, device: torch.device) -> _contest.Contest:
-    from transformers import AutoModelForMaskedLM
-
     initial = arm.student(seed=0)
     initial.set_attn_implementation("sdpa")
     dtype = trial.teacher.dtype if trial.teacher is not None else torch.float32
     teacher: Any = nn.Identity()
     if arm.teacher is not None:
-        teacher = AutoModelForMaskedLM.from_pretrained(
+        teacher = auto_model(arm.teacher.shape.family).from_pretrained(
             resolve(arm.teacher.path), attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False,
             local_files_only=True, dtype=dtype,
         )  # fmt: skip

@@ -59,6 +59,11 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if options.peers is not None:
         if ranks.world > 1:
             raise ConfigError(f"--peers on {ranks.world} ranks", rule="peers run in one process", remedy="use one rank")
+        if study.causal:
+            raise ConfigError(
+                f"--peers of {study.name}", rule="the peers' recipes are for masked language models",
+                remedy="leave --peers out, or name a masked study",
+            )  # fmt: skip
         from harness.bench.match import contend, show_match
 
         if options.peers:

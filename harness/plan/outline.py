@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.ds_config import DsConfig
 from harness.errors import DataError, TeacherError
+from harness.models.teacher import SHIPPED
 from harness.plan.known_models import config_of_known, vocabulary_of_known
 from harness.setting import ArmSetting, Setting, prepare
 from harness.study import StudySpec
@@ -47,7 +48,7 @@ class Outline(Setting):
         if study.teacher is None:
             return None
         path = study.teacher.path
-        if self.tokenizer is not None and (path == "builtin" or Path(path).expanduser().is_dir()):
+        if self.tokenizer is not None and (path in SHIPPED or Path(path).expanduser().is_dir()):
             return super().teacher(study)
         return teacher_facts(path)
 
@@ -169,7 +170,7 @@ def _is_small(study: StudySpec) -> bool:
 
 
 def _teacher_is_here(path: str) -> bool:
-    return path == "builtin" or Path(path).expanduser().is_dir() or cached_folder_of(path, "config.json") is not None
+    return path in SHIPPED or Path(path).expanduser().is_dir() or cached_folder_of(path, "config.json") is not None
 
 
 def _views(study: StudySpec) -> list[StudySpec]:
@@ -228,7 +229,7 @@ def teacher_facts(path: str) -> TeacherInfo:
     from harness.models.shapes import shape_of
     from harness.models.teacher import TeacherInfo, inspect
 
-    if path == "builtin" or Path(path).expanduser().is_dir():
+    if path in SHIPPED or Path(path).expanduser().is_dir():
         return inspect(path)
     folder = cached_folder_of(path, "config.json")
     if folder is None:
@@ -258,7 +259,7 @@ def _from_the_table(study: StudySpec) -> list[str]:
     """Which models' sizes were looked up instead of read."""
     names = {study.data.tokenizer: _is_here(study.data.tokenizer)}
     for view in _views(study):
-        if view.teacher is not None and view.teacher.path != "builtin":
+        if view.teacher is not None and view.teacher.path not in SHIPPED:
             names[view.teacher.path] = _teacher_is_here(view.teacher.path)
     looked_up = [name for name, here in names.items() if not here and vocabulary_of_known(name) is not None]
     return [f"sizes of {name} are from a table of published configs" for name in looked_up]
