@@ -80,10 +80,11 @@ def pairs_problem(
     def run(backend: str) -> tuple[Tensor, list[Tensor]]:
         def loss(*leaves: Tensor) -> Tensor:
             if kind == "relation":
-                return sum(
+                losses = [
                     relation.relation_kl(s, t, heads=heads, backend=backend)  # pyright: ignore[reportArgumentType]
                     for s, t in zip(leaves, teachers, strict=True)
-                )  # pyright: ignore[reportReturnType]
+                ]
+                return torch.stack(losses).sum()
             split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (*leaves, *teachers)]
             function = attention.attention_kl if kind == "attention" else score.score_sse
             return function(*split, backend=backend)  # pyright: ignore[reportArgumentType]

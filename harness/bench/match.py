@@ -164,7 +164,7 @@ def _attempt(row: dict[str, Any], action: Any) -> bool:
 
 
 def _contest_of(conductor: Conductor, arm: ArmSetting, trial: Any, device: torch.device) -> _contest.Contest:
-    initial = arm.student(seed=0)
+    initial: Any = arm.student(seed=0)
     initial.set_attn_implementation("sdpa")
     dtype = trial.teacher.dtype if trial.teacher is not None else torch.float32
     teacher: Any = nn.Identity()

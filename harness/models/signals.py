@@ -25,13 +25,20 @@ Positions = Literal["none", "masked", "tokens"]
 class TrainingBatch(Protocol):
     """The part of a batch that models and objectives read; `harness.data.stream.Batch` is one."""
 
-    input_ids_BT: torch.Tensor
-    positions_N: torch.Tensor
-    labels_N: torch.Tensor
-    attention_mask_BT: torch.Tensor | None
-    masked_count: float
-    token_count: float
-    sequence_count: float
+    @property
+    def input_ids_BT(self) -> torch.Tensor: ...
+    @property
+    def positions_N(self) -> torch.Tensor: ...
+    @property
+    def labels_N(self) -> torch.Tensor: ...
+    @property
+    def attention_mask_BT(self) -> torch.Tensor | None: ...
+    @property
+    def masked_count(self) -> float: ...
+    @property
+    def token_count(self) -> float: ...
+    @property
+    def sequence_count(self) -> float: ...
 
 
 @dataclass(frozen=True)
