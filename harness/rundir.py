@@ -73,7 +73,7 @@ class RunDirectory:
         except Timeout:
             raise ConfigError(
                 f"output directory {self.root}",
-                rule=f"another run is using it ({holder(self.root)})",
+                rule=f"another run is using it ({holder(self.root, wait_s=1.0)})",
                 remedy="wait for it, or choose another --out",
             ) from None
         except OSError as error:
@@ -179,8 +179,14 @@ class RunDirectory:
         )
 
 
-def holder(root: Path) -> str:
-    """Who holds, or held, a directory's lock, as far as it was written down."""
+def holder(root: Path, *, wait_s: float = 0.0) -> str:
+    """Who holds, or held, a directory's lock, as far as it was written down.
+
+    `wait_s`: how long one that has just got the lock is given to write its name.
+    """
+    end = time.monotonic() + wait_s
+    while not (root / HOLDER).exists() and time.monotonic() < end:
+        time.sleep(0.02)
     known = read_json(root / HOLDER) or {}
     if not known:
         return "unknown"

@@ -3,7 +3,8 @@
 Every rank writes a sign of life next to the results: how often it has moved on, where it is, and a count kept by a
 thread of its own. A rank stuck for the whole time-out looks at the others. If one of them moved meanwhile, it waits
 on; if none did, everyone leaves. The one that hangs is the one whose thread is silent too (stopped, dead, a lost
-machine), or else the one that has moved on the fewest times. Files and not messages, because the rank that hangs may
+machine), or else the one that has moved on the fewest times, or that is not waiting inside an exchange with the others
+while they are. Files and not messages, because the rank that hangs may
 be the one that would have carried the messages.
 
 Ranks that do not share the directory cannot see each other's files: then there is no watch, and the run says so.
@@ -20,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +33,10 @@ from harness.ranks import Ranks
 SIGNS = ".ranks"
 # A rank is silent when its thread has missed this many of its own intervals.
 MISSED = 3
-# How long the ranks that still live are given to write down their stacks before all of them leave.
+# How long the ranks that still live are given to find out for themselves before one of them leaves.
 GRACE_S = 2.0
+# This many calls of a hung rank are told.
+STACK_CALLS = 8
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Sign:
     pulse: int
     host: str
     pid: int
+    waits: bool = False
+    stack: str = ""
 
 
 class Watchdog:
@@ -122,7 +128,8 @@ class Watchdog:
 
     def _write(self) -> None:
         self._pulse += 1
-        sign = Sign(self._moved, self._where, self._pulse, self._host, os.getpid())
+        waits, stack = _main_stack()
+        sign = Sign(self._moved, self._where, self._pulse, self._host, os.getpid(), waits, stack)
         temporary = self.folder / f".rank-{self._ranks.rank}"
         temporary.write_text(json.dumps(vars(sign)), encoding="utf-8")
         os.replace(temporary, self._sign_file(self._ranks.rank))
@@ -163,37 +170,42 @@ class Watchdog:
                 self._seen[rank] = (sign, moved, now if sign.pulse != last.pulse else wrote)
 
     def _leave(self, now: float) -> None:
-        if self._stacks is not None:
-            faulthandler.dump_traceback(file=self._stacks, all_threads=True)
-        time.sleep(GRACE_S)  # the others reach the same conclusion, and write down their stacks
+        time.sleep(GRACE_S)  # the others reach the same conclusion
         self._give_up(self._verdict(now))
 
     def _verdict(self, now: float) -> str:
-        """Who hangs, where, and its stack when it could still write one."""
-        silent = [r for r, (_, _, wrote) in self._seen.items() if now - wrote > MISSED * self._interval_s]
-        fewest = min(sign.moved for sign, _, _ in self._seen.values())
-        behind = [r for r, (sign, _, _) in self._seen.items() if sign.moved == fewest]
-        guilty = silent or behind
+        """Who hangs, where, and the stack of its main thread while its process still reacts."""
+        signs = {rank: sign for rank, (sign, _, _) in self._seen.items()}
+        silent = [rank for rank, (_, _, wrote) in self._seen.items() if now - wrote > MISSED * self._interval_s]
+        fewest = min(sign.moved for sign in signs.values())
+        behind = [rank for rank, sign in signs.items() if sign.moved == fewest]
+        # All equally far: whoever waits for an exchange has come to it, the others have not.
+        busy = [rank for rank in behind if not signs[rank].waits]
+        guilty = silent or busy or behind
+        said = f"nobody moved for {self.timeout_s:g} s; "
         if len(guilty) == self._ranks.world and self._ranks.world > 1:
-            said = f"nobody moved for {self.timeout_s:g} s; all {self._ranks.world} ranks are at {self._where}"
-            return f"{said}; stack of rank {guilty[0]}: {self._stack(guilty[0])}"
+            first = signs[guilty[0]]
+            return f"{said}all {self._ranks.world} ranks are at {first.where}; stack of rank {guilty[0]}: {first.stack}"
         parts = []
         for rank in guilty:
-            sign = self._seen[rank][0]
-            text = f"rank {rank} (host {sign.host}, process {sign.pid}) hangs: last seen at {sign.where}"
-            text += ", its process does not react" if rank in silent else f", stack: {self._stack(rank)}"
-            parts.append(text)
-        return f"nobody moved for {self.timeout_s:g} s; {'; '.join(parts)}"
+            sign = signs[rank]
+            state = "its process does not react" if rank in silent else f"stack: {sign.stack}"
+            parts.append(
+                f"rank {rank} (host {sign.host}, process {sign.pid}) hangs: last seen at {sign.where}, {state}"
+            )
+        return said + "; ".join(parts)
 
-    def _stack(self, rank: int) -> str:
-        """The hung rank's main thread, innermost call first, in one line."""
-        try:
-            text = self._stack_file(rank).read_text(encoding="utf-8")
-        except OSError:
-            text = ""
-        main = text.rpartition("Thread ")[2].splitlines()[1:]
-        calls = [line.strip().removeprefix("File ") for line in main if line.strip().startswith("File ")]
-        return " < ".join(calls[:6]) or "not readable"
+
+# Files of PyTorch and DeepSpeed in which a rank waits for others.
+_EXCHANGES = ("torch/distributed/", "deepspeed/comm/")
+
+
+def _main_stack() -> tuple[bool, str]:
+    """Whether the main thread waits in an exchange between ranks, and its innermost calls in one line."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    calls = traceback.extract_stack(frame)[::-1][:STACK_CALLS] if frame is not None else []
+    waits = bool(calls) and any(part in calls[0].filename for part in _EXCHANGES)
+    return waits, " < ".join(f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in calls)
 
 
 _watching: list[Watchdog] = []

@@ -66,7 +66,7 @@ def play(rows: list[Attempt], *, folder: Path) -> list[Attempt]:
     """Play all in one forked process; a row that was not reached keeps `code` None. None of them may train."""
     report = folder / "attempts.jsonl"
     started = workers.start(_attempt, rows, str(report), folder=folder / "attempts-logs", ranks=1)
-    started.wait(timeout_s=60.0 + 6.0 * len(rows))
+    started.wait(timeout_s=120.0 + 20.0 * len(rows))
     lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
     for row, line in zip(rows, lines, strict=False):
         row.code, row.said = json.loads(line)

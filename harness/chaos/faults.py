@@ -174,7 +174,12 @@ def hang_in_step(rank: int, step: int, stamp: str) -> None:
 
 
 def poison_gradient(rank: int, first: int, last: int, report: str) -> None:
-    """NaN in one rank's gradient in steps `first` to `last`; when a run ends, say whether its weights are finite."""
+    """NaN in one rank's gradient in steps `first` to `last`; when a run ends, every rank says what weights it has.
+
+    Args:
+        report: `{report}-{rank}.json` in the trial's folder: whether weights are finite, their hash, steps skipped.
+    """
+    import hashlib
     import json
 
     from harness import train
@@ -197,9 +202,12 @@ def poison_gradient(rank: int, first: int, last: int, report: str) -> None:
         finally:
             weights = trial.engine.weights(trial.trainee.student)
             finite = all(bool(tensor.isfinite().all()) for tensor in weights.values())
+            digest = hashlib.sha256()
+            for name in sorted(weights):
+                digest.update(weights[name].contiguous().numpy().tobytes())
             facts = {"finite": finite, "skipped": trial.progress.skipped, "step": trial.progress.step}
-            if here(0):
-                Path(trial.directory / report).write_text(json.dumps(facts), encoding="utf-8")
+            place = trial.directory / f"{report}-{trial.ranks.rank}.json"
+            place.write_text(json.dumps({**facts, "weights": digest.hexdigest()}), encoding="utf-8")
 
     train.Trial._step = stepping  # type: ignore[method-assign]
     Engine.backward = backward  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ from typing import Any
 from harness.ranks import free_port
 
 # Longer than any action of a row; a rank still there after it is a failure, not a wait.
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 @dataclass

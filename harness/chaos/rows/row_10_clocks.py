@@ -24,7 +24,7 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
     outs = [folder / f"run-{number}" for number in range(count)]
     several = [run_arguments(file, out, "--seeds", str(seed + n)) for n, out in enumerate(outs)]
     faults = [Fault(only_train), Fault(each_rank_notes_its_end), Fault(skewed_clocks, (seed,))]
-    codes = workers.start(enter_each, several, faults, folder=logs(folder / "all")).wait(timeout_s=30.0 + 10.0 * count)
+    codes = workers.start(enter_each, several, faults, folder=logs(folder / "all")).wait(timeout_s=120.0 + 30.0 * count)
     ends = [sorted(int(p.read_text()) for p in out.glob("arms/*/*/ended-rank-*")) for out in outs]
     agree = sum(len(end) == 2 and end[0] == end[1] > 0 for end in ends)
     lengths = sorted({end[0] for end in ends if end})
