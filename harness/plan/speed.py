@@ -156,7 +156,8 @@ def step_time(
     preset, ranks = machine.preset, machine.devices
     micro = ds_config.micro_batch(sequences=arm.size.sequences, world=ranks)
     accumulation = arm.size.sequences // (micro * ranks)
-    flop = dict.fromkeys((Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE), 0.0)
+    counted = (Account.STUDENT_STEP, Account.TEACHER_FORWARD, Account.OBJECTIVE)
+    flop: dict[Account, float] = dict.fromkeys(counted, 0.0)
     for meter in arm.analytic_meters(plan):
         for charge in meter.next_step(phase):
             if charge.unit is Unit.FLOP:
