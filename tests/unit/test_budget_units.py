@@ -153,9 +153,9 @@ def test_other_hardware_may_not_join_in_a_measured_unit(
 
 def test_energy_from_nvml_cuts_a_run_and_a_lost_gpu_does_not_end_one(tiny: TinyStudy, tmp_path: Path) -> None:
     """Through the real nvidia-ml-py: a budget in joules; then one in device time whose GPU is lost on the way."""
-    scenario = f"device {A}\npower_w 200\nupdate_s 0.02\nlost_at 100\ngpm tensor 50\nclock_mhz 1000\n"
+    scenario = f"device {A}\npower_w 200\nupdate_s 0.02\nlost_at 100000\ngpm tensor 50\nclock_mhz 1000\n"
     runs = []
-    for name, budget, at_s in (("joules", "300 J", 0.0), ("lost", "5 gpu-s", 96.0)):
+    for name, budget, at_s in (("joules", "300 J", 0.0), ("lost", "5 gpu-s", 99_996.0)):
         out = tmp_path / name
         file = out / "arms" / "minilmv2" / "seed-1" / "record.json"
         runs.append({"command": command(tiny, out, budget), "at_s": at_s, "record": str(file)})
