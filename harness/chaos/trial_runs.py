@@ -157,4 +157,4 @@ def differences(mine: Path, theirs: Path) -> list[str]:
 
 def saved_steps(out: Path) -> list[int]:
     """Steps of the published checkpoints."""
-    return sorted(int(p.name.removeprefix("step-")) for p in out.glob("arms/*/*/checkpoints/step-*"))
+    return sorted(int(p.name[5:13]) for p in out.glob("arms/*/*/checkpoints/step-*"))
