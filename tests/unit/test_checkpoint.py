@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import checkpoint
+from harness import checkpoint, resume
 from harness.errors import CheckpointError
 from harness.ranks import Ranks
 
@@ -97,3 +98,31 @@ def test_a_manifest_that_was_rewritten_without_its_seal_is_refused(tmp_path: Pat
     file.write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="manifest was altered"):
         checkpoint.newest(tmp_path)
+
+
+def test_a_second_save_at_one_step_stands_beside_the_first_and_is_the_newest(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    checkpoint.save(tmp_path, step=4, state={"step": 4, "again": True}, ranks=Ranks(), write=write)
+    assert [p.name for p in checkpoint.candidates(tmp_path)] == ["step-00000004-2", "step-00000004"]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1] == {"step": 4, "again": True}
+
+
+def test_what_a_crash_left_half_written_or_half_removed_goes_with_the_next_save(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    for leftover in (".writing-00000007", ".removing-step-00000001"):
+        (tmp_path / leftover).mkdir()
+    assert checkpoint.newest(tmp_path) is not None
+    save(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_a_run_that_lost_all_it_saved_is_refused_and_one_that_never_saved_is_not(tmp_path: Path) -> None:
+    assert resume.newest(tmp_path) is None
+    save(tmp_path / "checkpoints", 1)
+    resume.note_made(tmp_path)
+    assert resume.newest(tmp_path) is not None
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="none is left"):
+        resume.newest(tmp_path)
