@@ -8,8 +8,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.chaos.faults import Fault, fake_nvml, slow_steps
+from harness.chaos.faults import Fault, slow_steps
 from harness.chaos.outcome import CannotRun, Outcome
+from harness.chaos.service_faults import fake_nvml
 from harness.chaos.trial_runs import brief_study, last_words, launch, record
 
 NUMBER = 16

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from harness.chaos.attempts import Attempt, play
-from harness.chaos.faults import Fault, services_down
+from harness.chaos.faults import Fault
 from harness.chaos.outcome import Outcome
+from harness.chaos.service_faults import services_down
 from harness.chaos.trial_runs import (
     BRIEF,
     brief_study,
