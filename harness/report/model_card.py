@@ -64,7 +64,7 @@ def front_matter(source: Source, run: Run) -> Json:
         "pipeline_tag": "text-generation" if causal else "fill-mask",
         "tags": ["isobudget", "knowledge-distillation" if run.record.get("teacher") else "pretraining"],
     }
-    names = [str(part.get("path")) for part in _sources(source)]
+    names = [_name(part.get("path")) for part in _sources(source)]
     hub = [name for name in names if _HUB_NAME.match(name) and not Path(name).exists()]
     if hub:
         header["datasets"] = hub
@@ -125,7 +125,7 @@ def _summary(source: Source, run: Run) -> Iterator[str]:
     teacher = mapping(run.record.get("teacher"))
     if teacher:
         yield ""
-        yield f"Teacher: {escape(teacher.get('path'))}, trained on {escape(teacher.get('trained_on'))} data."
+        yield f"Teacher: {escape(_name(teacher.get('path')))}, trained on {escape(teacher.get('trained_on'))} data."
     control = run.control
     if control:
         yield ""
@@ -181,7 +181,7 @@ def _data(source: Source, run: Run) -> list[tuple[str, ...]]:
     hardware = mapping(source.environment.get("hardware"))
     devices = hardware.get("gpus") or hardware.get("cpu") or hardware.get("name")
     rows = [
-        ("sources", ", ".join(str(part.get("path")) for part in _sources(source))),
+        ("sources", ", ".join(_name(part.get("path")) for part in _sources(source))),
         ("corpus", record.get("corpus")),
         ("tokens seen", numbers.count(number(record.get("tokens")))),
         ("of them unique", numbers.count(number(record.get("unique_tokens")))),
@@ -237,6 +237,12 @@ def _causal(run: Run) -> bool:
     except (OSError, ValueError):
         return False
     return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or [])
+
+
+def _name(path: Any) -> str:
+    """A Hub name as it is; of a place on somebody's disk only its own name, for a card is made to be published."""
+    text = str(path or "unknown")
+    return text if _HUB_NAME.match(text) and not Path(text).exists() else Path(text).name or text
 
 
 def _sources(source: Source) -> list[Json]:

@@ -94,8 +94,10 @@ def test_only_names_that_the_hub_could_know_are_listed_as_data(study: Path) -> N
     tree["data"]["sources"] = [{"path": "wikimedia/wikipedia"}, {"path": "/scratch/own"}, {"path": "python-docs"}]
     file.write_text(yaml.safe_dump(tree))
     write_cards(study)
-    header, _ = parts(student(study, "no_kd"))
+    header, body = parts(student(study, "no_kd"))
     assert header["datasets"] == ["wikimedia/wikipedia"]
+    assert "/scratch" not in body  # a card is published; whose disk it was is nobody's business
+    assert "own" in body
 
 
 def test_what_a_study_wrote_cannot_become_markup_or_yaml(study: Path) -> None:
