@@ -152,6 +152,8 @@ def _scores(
             for arm in analysis.arms
             if arm.name not in flagged
         }
+        # An arm that is the cheapest in some seeds has its last score there and none elsewhere: not an answer.
+        scores = {name: by_seed for name, by_seed in scores.items() if len(by_seed) == len(equal)}
         if analysis.baseline and scores.get(analysis.baseline.name) and sum(map(bool, scores.values())) > 1:
             return metric, scores, _basis(analysis, metric, scores)
     lack = f"{numbers.label(main)} was not evaluated along the way (set evaluation.readout.on_curve: true)"
