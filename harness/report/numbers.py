@@ -29,9 +29,9 @@ def percent(metric: str) -> bool:
 
 
 def unit(metric: str) -> str:
-    """The unit of a difference: nats of a loss, bits per byte, percentage points, or points."""
+    """The unit of a difference: nats of a loss, bits of bits per byte, percentage points, or points."""
     if metric.endswith(BITS):
-        return "bits per byte"
+        return "bits"
     return "nats" if metric.endswith("loss") else "points"
 
 

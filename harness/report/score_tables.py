@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.compare import higher_is_better
 from harness.report import numbers
 from harness.report.analysis import FACTS, Analysis
 from harness.report.arms import Arm
@@ -49,7 +50,7 @@ def scores(analysis: Analysis) -> Table:
 
 
 def _heading(analysis: Analysis, metric: str) -> str:
-    arrow = "↓" if metric.endswith("loss") else "↑"
+    arrow = "↑" if higher_is_better(metric) else "↓"
     return f"{numbers.label(metric)}\u00a0{arrow}"
 
 

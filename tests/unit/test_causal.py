@@ -159,7 +159,7 @@ def test_bits_per_byte_are_better_when_low_and_called_by_their_name() -> None:
     assert higher_is_better("clm.accuracy")
     assert numbers.label("clm.bits_per_byte") == "Bits per byte"
     assert numbers.label("clm.loss") == "Next-token loss"
-    assert numbers.unit("clm.bits_per_byte") == "bits per byte"
+    assert numbers.unit("clm.bits_per_byte") == "bits"
     assert not numbers.percent("clm.bits_per_byte")
 
 
@@ -199,7 +199,7 @@ def test_a_causal_study_scores_every_arm_and_reports_it(finished: Path) -> None:
         )
         assert not any(name.startswith("mlm") for name in scores)
     text = (finished / "report.md").read_text()
-    assert "Bits per byte" in text
+    assert "Bits per byte ↓" in text
     assert "Next-token loss" in text
     references = json.loads((finished / "references.json").read_text())
     assert references["probes"]["word_order"]["majority"] == 0.25
