@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness import manifest
 from harness.errors import CheckpointError
@@ -29,6 +29,14 @@ T = TypeVar("T")
 
 class _Failed(Exception):
     """Some rank could not do its part; the text says which and why."""
+
+
+class Found(NamedTuple):
+    """An intact checkpoint, and why newer ones were not taken."""
+
+    folder: Path
+    state: dict[str, Any]
+    passed_over: list[str]
 
 
 def save(
@@ -52,7 +60,7 @@ def save(
         _on_main(ranks, lambda: prepare(root, temporary))
         _everywhere(ranks, lambda: write(temporary))
         _on_main(ranks, lambda: (temporary / STATE).write_text(json.dumps(state), encoding="utf-8"))
-        names = ranks.share(manifest.files_of(temporary) if ranks.is_main else None)
+        names = _seen_by_all(ranks, temporary)
         # All files are there: ranks share the reading, which costs more than the writing did.
         parts = _everywhere(ranks, lambda: manifest.describe(temporary, names[ranks.rank :: ranks.world]))
         files = {name: facts for part in parts for name, facts in part.items()}
@@ -97,8 +105,10 @@ def clean(root: Path, keep: int) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(root: Path) -> Found | None:
     """The newest checkpoint whose every byte matches its manifest, with its state; None if none was ever made.
+
+    Newer ones that were passed over are named with their reasons: whoever resumes says so.
 
     Raises:
         CheckpointError: checkpoints exist and all are bad; each one's reason is named.
@@ -108,7 +118,7 @@ def newest(root: Path) -> tuple[Path, dict[str, Any]] | None:
         reason = manifest.fault(folder)
         if reason is None:
             try:
-                return folder, json.loads((folder / STATE).read_text(encoding="utf-8"))
+                return Found(folder, json.loads((folder / STATE).read_text(encoding="utf-8")), reasons)
             except (OSError, ValueError) as error:
                 reason = f"{STATE} is unreadable ({type(error).__name__})"
         reasons.append(f"{folder.name}: {reason}")
@@ -123,6 +133,19 @@ def candidates(root: Path) -> list[Path]:
     """Every folder published as a checkpoint, newest first, good or bad."""
     found = [(match, path) for path in root.glob("step-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2] or 1)), reverse=True)]
+
+
+def _seen_by_all(ranks: Ranks, folder: Path) -> list[str]:
+    """The files of all ranks; _Failed on every rank when rank 0, who seals them, does not see them all.
+
+    Otherwise a rank on a machine with a disk of its own would write where nobody reads, and a checkpoint
+    without its share would look complete.
+    """
+    seen = ranks.gather(manifest.files_of(folder))
+    for rank, names in enumerate(seen):
+        if unseen := set(names) - set(seen[0]):
+            raise _Failed(f"rank 0 does not see {min(unseen)} of rank {rank}: all ranks must share this directory")
+    return seen[0]
 
 
 def _room(root: Path) -> str:

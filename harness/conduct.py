@@ -27,6 +27,7 @@ from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, vouch
 from harness.executed import executed_step_flop
 from harness.hardware import bf16_in_hardware, has_cuda
+from harness.manifest import sync
 from harness.meters import node
 from harness.meters.efficiency import Denominator, denominator
 from harness.meters.measured import Measured
@@ -243,7 +244,11 @@ class Conductor:
                 arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),
                 layers=record["exported_layers"],
             )  # fmt: skip
+            # The weights are on the disk before the record says so, and the record before the checkpoints go.
+            for place in [*(folder / "student").iterdir(), folder / "student"]:
+                sync(place)
             write_json(folder / "record.json", record)
+            sync(folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             self.tell.say(
                 f"{label}: {record['steps']:,} steps, {format_amount(record['tokens'], Unit.TOKEN)}, "

@@ -385,13 +385,14 @@ class Engine:
     def _make_universal(self, source: Path, target: Path) -> None:
         from deepspeed.checkpoint import ds_to_universal
 
-        target.mkdir(parents=True)
         wanted = argparse.Namespace(
             input_folder=str(source), output_folder=str(target), num_extract_workers=1, num_merge_workers=1,
             keep_temp_folder=False, strict=True, inject_missing_state=self.config.stage in (1, 2),
         )  # fmt: skip
         talk = io.StringIO()
         try:
+            shutil.rmtree(target.parent, ignore_errors=True)  # of a run that was killed while it converted
+            target.mkdir(parents=True)
             with tensors_only(_state_classes()), redirect_stdout(talk), redirect_stderr(talk):
                 ds_to_universal.main(wanted)
         except (

@@ -23,7 +23,7 @@ from harness.units import Unit
 _MADE = "checkpoints-made"
 
 
-def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(directory: Path) -> checkpoint.Found | None:
     """The newest intact checkpoint of a trial; None for one that never saved any.
 
     Raises:

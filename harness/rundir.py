@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from harness.errors import ConfigError, IsoBudgetError
 from harness.identity import Difference, differences, merge_overrides, permit
+from harness.manifest import sync
 from harness.study import StudySpec, validate
 
 STUDY = "study.yaml"
@@ -28,10 +29,12 @@ HOLDER = ".holder.json"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically: a reader sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # a process number is one machine's
+    """Replace a JSON file atomically and durably: a reader sees the old one or the new one, after a power cut too."""
+    # A process number is one machine's.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        sync(temporary)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -68,6 +68,7 @@ class Progress:
     metric_rows: int = 0
     seconds: float = 0.0
     stragglers: list[dict[str, Any]] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
     energy: dict[str, Any] = field(default_factory=dict)
     steps_by_phase: dict[str, int] = field(default_factory=dict)
 
@@ -305,15 +306,21 @@ class Trial:
         found = self.ranks.on_main(lambda: resume.newest(self.directory))
         if found is None:
             # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
-            self._post_lost(self.ledger.restore(self.ledger.state()))
+            lost = self.ledger.restore(self.ledger.state())
+            if lost and self.watcher is not None:
+                self.watcher.say(
+                    "no checkpoint was saved before the interruption: begins again; what it had done is LOST"
+                )
+            self._post_lost(lost)
             return False
-        folder, state = found
+        folder, state, passed_over = found
         then = state.get("identity") or {}
         changed = identity.permit(then, self.identity, self.allowed, what=f"a checkpoint of step {folder.name[5:]}")
         self.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(self.overrides, changed))
         resume.read(folder, engine=self.engine, ranks=self.ranks, written_by=then["world_size"]["ranks"])
         lost = self.ledger.restore(resume.rebased(state["ledger"], self.ledger) if changed else state["ledger"])
         self.progress = Progress(**state["progress"])
+        self._tell_passed_over(folder, passed_over)
         self.measured.energy.tally.restore(self.progress.energy)
         self.resumed = True
         self._post_lost(lost)
@@ -322,6 +329,14 @@ class Trial:
             rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             metrics.write_text("".join(rows[: self.progress.metric_rows]), encoding="utf-8")
         return True
+
+    def _tell_passed_over(self, folder: Path, reasons: list[str]) -> None:
+        """That newer checkpoints were bad goes onto the screen and into the record."""
+        told = [f"resumed from {folder.name}, because {reason}" for reason in reasons]
+        self.progress.passed_over += [text for text in told if text not in self.progress.passed_over]
+        if self.watcher is not None:
+            for text in told:
+                self.watcher.say(text)
 
     def _post_lost(self, lost: list[Charge]) -> None:
         """Only rank 0 keeps the file that knows what was lost; all ranks post it, so their ledgers stay equal."""

@@ -63,7 +63,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
             for unit in dict.fromkeys((Unit.FLOP, arm.study.limit.unit))
         ],
         "scores": {},
-        "warnings": [*departures(arm, plan, kept, voucher), *slow_ranks(trial)],
+        "warnings": [*departures(arm, plan, kept, voucher), *slow_ranks(trial), *trial.progress.passed_over],
         "head_trained": trial.trainee.plan.trains_head,
         "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
         "objective_parameters": sum(p.numel() for p in plan.parameters()),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import checkpoint, resume
+from harness import checkpoint, resume, rundir
+from harness.ds_config import DsConfig
+from harness.engine import Engine
 from harness.errors import CheckpointError
 from harness.ranks import Ranks
 
@@ -68,6 +72,7 @@ def test_one_flipped_byte_or_a_truncation_falls_back_to_the_older_one(
     found = checkpoint.newest(root)
     assert found is not None
     assert found[1] == {"step": 1}
+    assert [reason.partition(":")[0] for reason in found.passed_over] == ["step-00000002"], "never silently"
 
 
 def test_a_failed_write_leaves_the_previous_checkpoint_and_no_rest(tmp_path: Path) -> None:
@@ -126,3 +131,46 @@ def test_a_run_that_lost_all_it_saved_is_refused_and_one_that_never_saved_is_not
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(CheckpointError, match="none is left"):
         resume.newest(tmp_path)
+
+
+def test_a_rank_that_writes_where_rank_0_does_not_see_it_fails_the_save_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    ranks = Ranks()
+    # Two machines with disks of their own: what rank 1 lists is not what rank 0 lists.
+    monkeypatch.setattr(
+        ranks, "gather", lambda value: [value, ["rng-1.pt"]] if isinstance(value, list) else [value, value]
+    )
+    with pytest.raises(CheckpointError, match=r"rank 0 does not see rng-1\.pt of rank 1: all ranks must share"):
+        checkpoint.save(tmp_path, step=2, state={}, ranks=ranks, write=write)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_what_replaces_a_file_is_on_the_disk_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(rundir, "sync", lambda path: order.append("sync"))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    rundir.write_json(tmp_path / "record.json", {"state": "done"})
+    assert order == ["sync", "replace"]
+    assert json.loads((tmp_path / "record.json").read_text()) == {"state": "done"}
+
+
+def test_a_conversion_that_was_killed_does_not_stop_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds_to_universal = pytest.importorskip("deepspeed.checkpoint.ds_to_universal")
+    seen: list[list[str]] = []
+
+    def convert(wanted: Any) -> None:
+        seen.append([p.name for p in Path(wanted.output_folder).iterdir()])
+
+    monkeypatch.setattr(ds_to_universal, "main", convert)
+    engine = object.__new__(Engine)
+    engine.config = DsConfig({"zero_optimization": {"stage": 1}})
+    target = tmp_path / ".removing-universal-step-00000001" / "engine"
+    target.mkdir(parents=True)
+    (target / "half").write_bytes(b"")
+    engine._make_universal(tmp_path / "step-00000001" / "engine", target)
+    assert seen == [[]], "an empty folder to write in"

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness import checkpoint, manifest
 from harness.chaos.interrupted import checkpoints_of, copy_of, damage, stopped
 from harness.chaos.outcome import Outcome
-from harness.chaos.trial_runs import brief_study, differences, launch, uninterrupted
+from harness.chaos.trial_runs import brief_study, differences, launch, record, uninterrupted
 
 NUMBER = 5
 FAULT = "any file of a checkpoint truncated or one byte flipped, 50×"
@@ -47,6 +47,8 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
         codes = launch(file, hurt_run, "--resume").wait()
         if codes != [0, 0] or differences(hurt_run, reference):
             wrong.append(f"resumed from the older one: {codes}, {differences(hurt_run, reference)} differ")
+        elif not any(f"resumed from {older.name}" in warning for warning in record(hurt_run)["warnings"]):
+            wrong.append("the record does not say that a checkpoint was passed over")
     saw = (
         f"{TIMES - len(silent)}/{TIMES} found by hash ({len(hurt)} of {len(files)} files hurt), each time the older one"
     )
