@@ -27,6 +27,7 @@ from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, vouch
 from harness.executed import executed_step_flop
 from harness.hardware import bf16_in_hardware, has_cuda
+from harness.kernels import backend
 from harness.manifest import sync
 from harness.meters import node
 from harness.meters.efficiency import Denominator, denominator
@@ -276,6 +277,7 @@ class Conductor:
     ) -> Trial:  # fmt: skip
         """Student, objective, engine, teacher, stream, ledger and meters of one trial."""
         study, setting = arm.study, self.setting
+        self.choose_kernels()
         student = arm.student(seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + PROJECTION_STREAM)
@@ -312,6 +314,21 @@ class Conductor:
             trial.snapshot = snapshots(trial, ranks=self.ranks)
         return trial
 
+    def choose_kernels(self) -> None:
+        """Say once what the losses run on.
+
+        Raises:
+            ConfigError: Triton asked for where it cannot run; only `auto` falls back, and its record says why.
+        """
+        wanted, precision = self.setting.study.speed.kernels, self.setting.ds_config.precision
+        if wanted == "triton" and (not has_cuda() or precision == "fp32"):
+            raise ConfigError(
+                "speed.kernels triton", rule="there is no GPU here" if not has_cuda() else f"its kernels do not compute {precision}",
+                remedy="choose auto, or a ds_config in half precision on a GPU",
+            )  # fmt: skip
+        backend.forget()
+        backend.prefer(wanted)
+
     def executed(self, trainee: Trainee, arm: ArmSetting) -> list[int]:
         """FLOPs that student and objective execute in one global step, phase by phase."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -333,6 +350,8 @@ class Conductor:
         for phase in range(len(plan.phases)):
             needs |= plan.teacher_needs(phase)
         teacher.cut(needs)
+        if arm.study.speed.compile_teacher:
+            teacher.compile()
         if must_divide(teacher.weight_bytes, self.setting.ds_config, self.ranks):
             teacher.divide(divided)
         return teacher

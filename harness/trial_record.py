@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from harness.budget import Account
+from harness.kernels.backend import choices
 from harness.meters.efficiency import Denominator, efficiency
 from harness.models.teacher import weights_fingerprint
 from harness.owed import known_cost, teacher_training
@@ -70,6 +71,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "untrained_parameters": [
             n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")
         ],
+        "kernels": choices(),
         "engine": trial.engine.facts() | ({"teacher": trial.teacher.placement} if trial.teacher else {}),
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,

@@ -53,6 +53,11 @@ def choices() -> dict[str, str]:
     return {op: "; ".join(sorted(ran)) for op, ran in sorted(_ran.items())}
 
 
+def forget() -> None:
+    """Start a new account of what runs: before a trial, whose record then names its own kernels only."""
+    _ran.clear()
+
+
 def ran(op: str, choice: Choice) -> Choice:
     """Note that `op` runs by this choice, and return it."""
     _ran.setdefault(op, set()).add(str(choice))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,7 @@ class Teacher:
         self.dtype = dtype
         self.placement = "whole on every rank"
         self._walk: torch.nn.Module | None = None
+        self._compiled: dict[Needs, Callable[..., Signals]] | None = None
         self.family = family_of(model.to(device=device, dtype=dtype), info.shape)
 
     def cut(self, needs: Needs) -> None:
@@ -209,6 +211,27 @@ class Teacher:
         """What its remaining weights take, whole."""
         return sum(p.numel() * p.element_size() for p in self.family.model.parameters())
 
+    def compile(self) -> None:
+        """From now on run each kind of question through torch.compile; compiled at its first asking."""
+        self._compiled = {}
+
+    def _forward(self, needs: Needs) -> Callable[..., Signals]:
+        """The walk that answers these needs, compiled where that was asked for."""
+        import torch
+
+        from harness.models.signals import run
+
+        if self._compiled is None:
+            return partial(run, self.family, needs)
+        if needs not in self._compiled:
+            family = self.family
+
+            def walk(**inputs: torch.Tensor | None) -> Signals:
+                return run(family, needs, **inputs)  # pyright: ignore[reportArgumentType]
+
+            self._compiled[needs] = torch.compile(walk, dynamic=False)
+        return self._compiled[needs]
+
     def divide(self, partitioned: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
         """Leave each rank a share of the weights; from now on ranks ask together. Cut first: nothing is cut later."""
         from harness.models.signals import Walk
@@ -221,7 +244,7 @@ class Teacher:
         """Signals without gradient history; nothing at all is computed when nothing is needed."""
         import torch
 
-        from harness.models.signals import Signals, run
+        from harness.models.signals import Signals
 
         if not needs:
             return Signals()
@@ -229,9 +252,7 @@ class Teacher:
         with torch.no_grad():
             if self._walk is not None:
                 return self._walk(batch, needs)
-            return run(
-                self.family,
-                needs,
+            return self._forward(needs)(
                 input_ids_BT=batch.input_ids_BT,
                 positions_N=batch.positions_N,
                 attention_mask_BT=batch.attention_mask_BT,

@@ -11,6 +11,7 @@ from harness.study.glue import GlueSpec, GridSpec, glue_spec
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.reading import STUDIES, load, names, validate
 from harness.study.recipe import BatchSpec, OptimizerSpec, ScheduleSpec
+from harness.study.speed import SpeedSpec
 from harness.study.study import MAY_DIFFER, ArmSpec, StudySpec
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ReadoutSpec",
     "ScheduleSpec",
     "SourceSpec",
+    "SpeedSpec",
     "StudySpec",
     "TeacherSpec",
     "glue_spec",

@@ -21,6 +21,7 @@ from harness.study.keys import assign
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.recipe import BatchSpec, OptimizerSpec, ScheduleSpec
 from harness.study.spec import NAME, Spec, explained
+from harness.study.speed import SpeedSpec
 
 # The blocks an arm may depart from, if it declares so; everything else is what makes arms comparable.
 MAY_DIFFER = ("student", "optimizer", "schedule", "teacher", "batch")
@@ -61,6 +62,7 @@ class StudySpec(Spec):
     batch: BatchSpec = BatchSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    speed: SpeedSpec = SpeedSpec()
     arms: Annotated[list[ArmSpec], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = Field(
         default_factory=lambda: [1]
