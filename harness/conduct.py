@@ -340,12 +340,17 @@ class Conductor:
             for phase in range(len(trainee.plan.phases))
         ]
 
+    def whole_teacher(self, arm: ArmSetting) -> Teacher:
+        """The arm's teacher on this rank's device, before anything is cut."""
+        assert arm.teacher is not None
+        assert arm.study.teacher is not None
+        dtype = torch.bfloat16 if bf16_in_hardware() else torch.float32
+        return Teacher(arm.teacher, device=device_of(self.ranks), dtype=dtype, dropout=arm.study.teacher.dropout)
+
     def teacher(self, arm: ArmSetting, plan: Any) -> Teacher | None:
         if arm.teacher is None or not plan.needs_teacher:
             return None
-        assert arm.study.teacher is not None
-        dtype = torch.bfloat16 if bf16_in_hardware() else torch.float32
-        teacher = Teacher(arm.teacher, device=device_of(self.ranks), dtype=dtype, dropout=arm.study.teacher.dropout)
+        teacher = self.whole_teacher(arm)
         needs = Needs()
         for phase in range(len(plan.phases)):
             needs |= plan.teacher_needs(phase)

@@ -21,7 +21,11 @@ def study_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--arms", metavar="A,B", help="only these arms")
     parser.add_argument("--seeds", metavar="1,2", help="these seeds instead of the study's")
-    parser.add_argument("--budget", metavar='"3e15 flop"', help="flop, tokens, gpu-hours, allocated-gpu-hours, kWh or min; cuts every arm")
+    parser.add_argument(
+        "--budget",
+        metavar='"3e15 flop"',
+        help="flop, tokens, gpu-hours, allocated-gpu-hours, kWh or min; cuts every arm",
+    )
     parser.add_argument(
         "--set",
         action="append",

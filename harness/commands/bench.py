@@ -26,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels", nargs="?", const="", metavar="PART", help="time the kernels whose problem's name contains PART"
     )
+    parser.add_argument(
+        "--ablation", action="store_true", help="the same step without each technique, and with each option"
+    )
     parser.add_argument("--scaling", metavar="1,2,4", help="weak and strong scaling over these numbers of ranks")
 
 
@@ -70,6 +73,13 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
             _add_path(options.peers)
         table = contend(conductor, steps=options.steps)
         print_json(table) if options.json else show_match(table)
+        return 0
+    if options.ablation:
+        from harness.bench.ablation import ablate, show_ablation
+
+        table = ablate(conductor, steps=options.steps)
+        if ranks.is_main:
+            print_json(table) if options.json else show_ablation(table)
         return 0
     table = measure(conductor, steps=options.steps)
     if ranks.is_main:

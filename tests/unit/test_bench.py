@@ -11,6 +11,7 @@ import torch
 
 from harness import cli
 from harness.bench import match, peers
+from harness.bench.ablation import VARIATIONS, _rows
 from harness.bench.breakdown import PARTS
 from harness.bench.kernels import relative_error
 from harness.bench.scaling import packed, scale
@@ -108,3 +109,22 @@ def test_kernels_are_timed_only_where_they_are_right(capsys: pytest.CaptureFixtu
         assert row["error"] < 1e-4
         assert row["p50_ms"] > 0
     assert relative_error(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")
+
+
+def test_an_ablation_changes_time_and_not_the_loss(tiny: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--arms", "no_kd,minilmv2", "--steps", "2", "--ablation", "--json"]
+    assert cli.main(["bench", "--study", str(tiny.file), *flags]) == 0
+    arms = json.loads(capsys.readouterr().out)["arms"]
+    assert len(arms["minilmv2"]) == len(VARIATIONS)
+    assert len(arms["no_kd"]) == len(VARIATIONS) - 3
+    for rows in arms.values():
+        assert all("step" in row for row in rows)
+        assert rows[0]["over_shipped"] == 1.0
+
+
+def test_a_variation_with_another_loss_gets_no_time() -> None:
+    names = [variation.name for variation in VARIATIONS[:2]]
+    times = {name: [0.1, 0.1] for name in names}
+    right, wrong = _rows(dict(zip(names, (2.0, 2.1), strict=True)), times, tolerance=1e-4)
+    assert "step" in right
+    assert "step" not in wrong
