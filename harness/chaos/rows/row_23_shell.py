@@ -24,6 +24,11 @@ FAKE_SSH = """#!/bin/sh
 touch {called}
 for word in "$@"; do sh -c "$word"; done
 """
+# One that only says that it was called.
+QUIET_SSH = """#!/bin/sh
+touch {called}
+exit 1
+"""
 
 
 @dataclass
@@ -77,22 +82,26 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
     canary, called = folder / "canary", folder / "ssh-was-called"
     fakes = folder / "bin"
     fakes.mkdir()
-    for name in ("ssh", "pdsh", "mpirun", "srun"):
-        fake = fakes / name
-        fake.write_text(FAKE_SSH.format(called=called), encoding="utf-8")
-        fake.chmod(0o755)
     good = brief_study(folder)
     played, wrong = list(cases(canary, short=short)), []
+    # A harmless launch reaches ssh: otherwise nothing below would prove that a hostile one does not.
+    put(QUIET_SSH, fakes, called)
+    (folder / "hostfile").write_text(Launch("").hostfile, encoding="utf-8")
+    environment = surroundings(fakes, folder / "hostfile")
+    subprocess.run(
+        ["bash", str(SCRIPT), "--study", str(good)], env=environment, capture_output=True, cwd=folder, timeout=120
+    )
+    if not called.exists():
+        wrong.append("a harmless launch did not reach ssh")
+    called.unlink(missing_ok=True)
+    put(FAKE_SSH, fakes, called)
     for number, case in enumerate(played):
         hostfile = folder / f"hostfile-{number}"
         hostfile.write_text(case.hostfile, encoding="utf-8")
         study = good
         if case.study_name != "good":
             study = parts().write(folder / f"named-{number}.yaml", name=case.study_name)
-        environment = {
-            **os.environ, "PATH": f"{fakes}{os.pathsep}{os.environ['PATH']}", "HOSTFILE": str(hostfile),
-            "PYTHON": sys.executable, **case.environment,
-        }  # fmt: skip
+        environment = {**surroundings(fakes, hostfile), **case.environment}
         # A bad study's name is refused by the run itself: no machine needs to be reached for it.
         command = ["bash", str(SCRIPT), "--study", str(study), *case.flags]
         if case.study_name != "good":
@@ -103,5 +112,22 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
             wrong.append(f"{case.what}: exit {done.returncode};{reached} {last_words(done.stderr)}")
             called.unlink(missing_ok=True)
     canaries = len(list(itertools.chain(folder.rglob("canary"), folder.parent.glob("canary"))))
-    saw = f"{canaries} canaries, {len(played) - len(wrong)}/{len(played)} hostile launches refused with exit 2 before any ssh"
+    saw = f"{canaries} canaries, {max(0, len(played) - len(wrong))}/{len(played)} hostile launches refused with exit 2 before any ssh"
+    saw += "" if wrong else ", which a harmless launch reaches"
     return Outcome(not wrong and not canaries, "; ".join([saw, *wrong[:3]]))
+
+
+def put(text: str, fakes: Path, called: Path) -> None:
+    """Fakes of every program that starts something on another machine."""
+    for name in ("ssh", "pdsh", "mpirun", "srun"):
+        fake = fakes / name
+        fake.write_text(text.format(called=called), encoding="utf-8")
+        fake.chmod(0o755)
+
+
+def surroundings(fakes: Path, hostfile: Path) -> dict[str, str]:
+    """The variables of a launch that finds the fakes first."""
+    return {
+        **os.environ, "PATH": f"{fakes}{os.pathsep}{os.environ['PATH']}", "HOSTFILE": str(hostfile),
+        "PYTHON": sys.executable,
+    }  # fmt: skip
