@@ -209,7 +209,10 @@ class Ledger:
                 remedy="restore the ledger file, or start the run again",
             )
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(lines[:postings]), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("".join(lines[:postings]))
+            file.flush()
+            os.fsync(file.fileno())  # a power cut after the rename must not leave an empty ledger
         os.replace(temporary, self._path)
         dropped: dict[tuple[Account, Unit], int | float] = {}
         for row in parse_postings("".join(lines[postings:])):

@@ -381,6 +381,7 @@ class Engine:
             self.ranks.barrier()
             if self.ranks.is_main:
                 shutil.rmtree(universal, ignore_errors=True)
+            self.ranks.barrier()  # gone for every rank that comes back
 
     def _make_universal(self, source: Path, target: Path) -> None:
         from deepspeed.checkpoint import ds_to_universal

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,7 @@ class Trial:
     progress: Progress = field(default_factory=Progress)
     follow: Callable[[dict[str, Any]], None] | None = None
     executed: list[int] | None = None
+    uncounted: str = ""
     resumed: bool = False
     pace: Pace | None = None
     identity: dict[str, Any] = field(default_factory=dict)
@@ -327,7 +329,9 @@ class Trial:
         metrics = self.directory / "metrics.jsonl"
         if self.ranks.is_main and metrics.exists():
             rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            metrics.write_text("".join(rows[: self.progress.metric_rows]), encoding="utf-8")
+            shorter = metrics.with_suffix(".tmp")  # killed here, the file has all its rows or the right ones
+            shorter.write_text("".join(rows[: self.progress.metric_rows]), encoding="utf-8")
+            os.replace(shorter, metrics)
         return True
 
     def _tell_passed_over(self, folder: Path, reasons: list[str]) -> None:
