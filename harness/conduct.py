@@ -25,7 +25,7 @@ from harness.engine import Engine, device_of, divided, must_divide
 from harness.errors import ConfigError, Preempted
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, vouch
-from harness.executed import executed_step_flop
+from harness.executed import executed_flop
 from harness.hardware import bf16_in_hardware, has_cuda
 from harness.kernels import backend
 from harness.manifest import sync
@@ -285,7 +285,7 @@ class Conductor:
         torch.manual_seed(seed)  # dropout, where a study has any
         trainee = Trainee(student, arm.shape, plan, recompute=setting.ds_config.activation_checkpointing)
         groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, study.optimizer)
-        executed = self.executed(trainee, arm) if ledger is not None else None
+        executed, uncounted = self.executed(trainee, arm) if ledger is not None else (None, "")
         engine = Engine(
             trainee, groups.groups, setting.ds_config, sequences=study.batch.sequences, ranks=self.ranks,
             betas=study.optimizer.betas, eps=study.optimizer.eps, clip=study.optimizer.clip,
@@ -303,7 +303,7 @@ class Conductor:
             identity=environment.trial_identity(self.identity, arm, seed, engine.facts()), allowed=self.allowed,
             overrides=list(self.overrides),
             curve_points=study.evaluation.curve_points, saves=study.checkpoints, stop_requested=stop,
-            pace=Pace(self.ranks, cuda=has_cuda()), executed=executed,
+            pace=Pace(self.ranks, cuda=has_cuda()), executed=executed, uncounted=uncounted,
         )  # fmt: skip
         if self.follow is not None:
             label = folder.relative_to(self.directory.root).as_posix() if "controls" in folder.parts else arm.arm.name
@@ -329,16 +329,13 @@ class Conductor:
         backend.forget()
         backend.prefer(wanted)
 
-    def executed(self, trainee: Trainee, arm: ArmSetting) -> list[int]:
-        """FLOPs that student and objective execute in one global step, phase by phase."""
+    def executed(self, trainee: Trainee, arm: ArmSetting) -> tuple[list[int] | None, str]:
+        """FLOPs that student and objective execute in one global step, phase by phase; or None and why not."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}
         autocast = next((dtype for name, dtype in half.items() if name in self.setting.ds_config.precision), None)
         shape = arm.teacher.shape if arm.teacher else None
         trainee.to(device_of(self.ranks))
-        return [
-            executed_step_flop(trainee, shape, phase, arm.size, autocast=autocast)
-            for phase in range(len(trainee.plan.phases))
-        ]
+        return executed_flop(trainee, shape, arm.size, autocast=autocast)
 
     def whole_teacher(self, arm: ArmSetting) -> Teacher:
         """The arm's teacher on this rank's device, before anything is cut."""

@@ -73,6 +73,22 @@ class FlopCount(TorchDispatchMode):
         return out
 
 
+def executed_flop(
+    trainee: Trainee, teacher: Shape | None, size: StepSize, *, autocast: torch.dtype | None
+) -> tuple[list[int] | None, str]:
+    """`executed_step_flop` of every phase and "", or None and the reason: what is only reported stops no training.
+
+    An operator whose shapes torch's formulas do not expect, or too little memory beside the model, makes the figure
+    unknown. A model or an objective that cannot run fails in the first step, with its own message.
+    """
+    phases = range(len(trainee.plan.phases))
+    try:
+        return [executed_step_flop(trainee, teacher, phase, size, autocast=autocast) for phase in phases], ""
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"executed FLOPs are unknown, counting them failed: {type(error).__name__}: {lines[0]}"
+
+
 def executed_step_flop(
     trainee: Trainee, teacher: Shape | None, phase: int, size: StepSize, *, autocast: torch.dtype | None
 ) -> int:
@@ -88,11 +104,13 @@ def executed_step_flop(
     signals = Signals()
     if teacher is not None and needs:
         signals = _moved(stand_in_signals(teacher, needs, sequences=1, length=size.length, masked=masked), device)
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]), FlopCount() as count:
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            loss = trainee(one, signals, phase)["total"]
-        loss.backward()
-    trainee.zero_grad(set_to_none=True)
+    try:
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]), FlopCount() as count:
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                loss = trainee(one, signals, phase)["total"]
+            loss.backward()
+    finally:
+        trainee.zero_grad(set_to_none=True)
     head = signals.head
     # A lazy teacher head is multiplied out by the loss; its product belongs to the teacher's forward.
     theirs = 0 if head is None else 2 * head.hidden_NE.shape[0] * head.weight_VE.numel()

@@ -64,7 +64,12 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
             for unit in dict.fromkeys((Unit.FLOP, arm.study.limit.unit))
         ],
         "scores": {},
-        "warnings": [*departures(arm, plan, kept, voucher), *slow_ranks(trial), *trial.progress.passed_over],
+        "warnings": [
+            *departures(arm, plan, kept, voucher),
+            *slow_ranks(trial),
+            *trial.progress.passed_over,
+            *uncounted(trial),
+        ],
         "head_trained": trial.trainee.plan.trains_head,
         "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
         "objective_parameters": sum(p.numel() for p in plan.parameters()),
@@ -114,6 +119,11 @@ def teacher_facts(arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | 
         "corpus": arm.teacher.provenance.get("corpus"),
         "before_training": None if voucher is None else vars(voucher),
     }
+
+
+def uncounted(trial: Trial) -> list[str]:
+    """Why `executed_flop` is null, where counting it failed."""
+    return [trial.uncounted] if trial.uncounted else []
 
 
 def slow_ranks(trial: Trial) -> list[str]:

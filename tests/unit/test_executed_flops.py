@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import flop_registry
 
 from harness.budget import Account
-from harness.executed import FlopCount, executed_step_flop
+from harness.executed import FlopCount, executed_flop, executed_step_flop
 from harness.kernels import backend
 from harness.meters.flops import FlopMeter
 from harness.objectives.base import StepSize
@@ -80,3 +81,23 @@ def test_activation_recomputation_is_executed_and_not_charged() -> None:
     assert twice - once == pytest.approx(layers, rel=TOLERANCE)
     meters = [FlopMeter(each.plan, student=student, teacher=teacher, size=SIZE) for each in (plain, again)]
     assert meters[0].next_step(0) == meters[1].next_step(0)
+
+
+def test_a_count_that_fails_is_unknown_and_leaves_training_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an error nor a zero: the figure is only reported."""
+    made, _, teacher = trainee("soft_targets")
+
+    def broken(*_: Any, **__: Any) -> int:
+        raise RuntimeError("no such shape\nat all")
+
+    before = torch.get_rng_state()
+    monkeypatch.setitem(flop_registry, torch.ops.aten.mm, broken)
+    counted, why = executed_flop(made, teacher, SIZE, autocast=None)
+    assert counted is None
+    assert why.endswith("RuntimeError: no such shape")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in made.parameters())
+    monkeypatch.undo()
+    assert executed_flop(made, teacher, SIZE, autocast=None) == (
+        [executed_step_flop(made, teacher, 0, SIZE, autocast=None)], "",
+    )  # fmt: skip
