@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from scipy import stats
-
 Kind = Literal["plateau", "below_baseline", "no_better_than_untrained", "copied_errors", "instability", "weak_teacher"]
 # A loss that gains less than this share of its whole fall in the last half of the budget has stopped falling.
 PLATEAU = 0.02
@@ -143,7 +141,7 @@ class Copied:
         """One-sided pooled two-proportion z test; the positions are shared, so this is conservative."""
         pooled = (self.student + self.baseline) / 2
         variance = 2 * pooled * (1 - pooled) / self.errors if self.errors else 0.0
-        return float(stats.norm.sf(self.excess / math.sqrt(variance))) if variance > 0 else 1.0
+        return math.erfc(self.excess / math.sqrt(2 * variance)) / 2 if variance > 0 else 1.0
 
 
 def copies_errors(copied: Copied, *, arm: str, baseline: str) -> list[Alarm]:

@@ -33,6 +33,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     from harness.plan.bill import Terms
     from harness.plan.machines import parse_on
 
+    _import_libraries()
     study, ds_config = inputs(options)
     terms = Terms(options.price, options.currency, options.watts, options.grid)
     machine = parse_on(options.on) if options.on else None
@@ -54,6 +55,18 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     table = estimate(found, machine=machine, utilisation=utilisation, terms=terms)
     print_json(table) if options.json else show(table)
     return 0
+
+
+def _import_libraries() -> None:
+    """The large ones, without looking for garbage among their thousands of classes: 1 to 2 s of a plan's 10."""
+    import gc
+
+    gc.disable()
+    try:
+        import torch  # noqa: F401
+        import transformers.modeling_utils  # noqa: F401
+    finally:
+        gc.enable()
 
 
 def _default(machine: Machine | None) -> DsConfig:

@@ -21,7 +21,7 @@ class Preset:
     `half_flop_s` is bf16 where `bf16`, else fp16 (accumulation in fp32); `single_flop_s` is fp32 outside tensor
     cores, which is what PyTorch uses by default. `link_byte_s` is what one device sends to its neighbours
     inside a node in one direction, `network_byte_s` its share of the node's network card in the reference
-    systems sold with it.
+    systems sold with it. AMD's matrix cores compute fp32 too, so there `single_flop_s` is theirs.
     """
 
     name: str
@@ -98,8 +98,9 @@ _TABLE = (
         watts=750, link_gb_s=448, network_gb_s=50, source="AMD Instinct MI300X data sheet (2023)",
     ),
     _preset(
-        "mi250x", "AMD Instinct MI250X", half_tflop_s=383, single_tflop_s=47.9, memory_gb=128, memory_gb_s=3276,
-        watts=560, link_gb_s=400, network_gb_s=25, source="AMD Instinct MI250X data sheet (2021), both dies",
+        "mi250x", "AMD Instinct MI250X die", half_tflop_s=191.5, single_tflop_s=47.9, memory_gb=64, memory_gb_s=1638,
+        watts=280, link_gb_s=200, network_gb_s=12.5,
+        source="AMD Instinct MI250X data sheet (2021), one of two dies: each is a device of its own",
     ),
     _preset(
         "v100", "NVIDIA V100 SXM2 32 GB", half_tflop_s=125, single_tflop_s=15.7, memory_gb=32, memory_gb_s=900,
