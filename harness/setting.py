@@ -71,7 +71,7 @@ class ArmSetting:
         """What this arm owes before its first step, charged or only reported; see `harness.owed`."""
         from harness.owed import upfront
 
-        return upfront(self.study, self.teacher, tuning=self.arm.tuning, arm=self.arm.name)
+        return upfront(self.study, self.teacher, tuning=self.arm.tuning_cost, arm=self.arm.name)
 
     def ledger(self, **kwargs: Any) -> Ledger:
         return Ledger(self.study.limit, charged=self.study.charged, **kwargs)

@@ -89,7 +89,9 @@ def _terms(spec: str | dict[str, Any]) -> tuple[Term, ...]:
     names = [term.name for term in terms]
     if len(set(names)) < len(names):
         raise ConfigError(f"objective {spec}", rule="an objective is listed twice", remedy="merge the two terms")
-    return terms
+    # A term that weighs nothing is not there: it would be computed and paid for, and its gradient of zeros
+    # would hand weights that nothing trains to the optimizer, which decays them.
+    return tuple(term for term in terms if term.weight)
 
 
 def _term(spec: str | dict[str, Any]) -> Term:

@@ -8,7 +8,15 @@ from typing import Any
 
 from harness.report.analysis import Analysis
 from harness.report.cells import Cell, Table
-from harness.report.source import Json, number
+from harness.report.source import Json, arms_of, mapping, number
+
+# What a study declares under `teacher.trained_on`, as a sentence's end.
+TRAINED_ON = {
+    "same": "was trained on the text that the students learn from",
+    "superset": "was trained on the text that the students learn from, and on more",
+    "disjoint": "was trained on none of the text that the students learn from",
+    "unknown": "was trained on text that nobody has declared",
+}
 
 # The resolved DeepSpeed configuration: long, and rarely what a reader wants first.
 ENGINE = "ds_config.resolved."
@@ -28,6 +36,34 @@ def declared(analysis: Analysis) -> list[Json]:
         for arm in analysis.arms
         for key, value in arm.differs.items()
     ]
+
+
+def beside_verdict(analysis: Analysis) -> list[str]:
+    """What a reader must know with the verdict: each arm's declared departures, and what each teacher was trained on."""
+    arms = {str(arm["name"]): arm for arm in arms_of(analysis.source.study)}
+    found = []
+    for d in declared(analysis):
+        trials = mapping(arms.get(d["arm"], {}).get("tuning")).get("trials")
+        searched = d["key"].startswith("optimizer.") and trials
+        found.append(
+            f"{d['arm']} also differs in {d['key']}: {_word(d['here'])} where the others have {_word(d['shared'])}"
+            + (
+                f", found in {trials} {'trial' if trials == 1 else 'trials'}, as many as every arm had."
+                if searched
+                else "."
+            )
+        )
+    taught: dict[tuple[str, str], dict[str, None]] = {}
+    for arm in analysis.arms:
+        for run in arm.runs:
+            teacher = mapping(run.record.get("teacher"))
+            if teacher:
+                key = (_word(teacher.get("path")), str(teacher.get("trained_on") or "unknown"))
+                taught.setdefault(key, {})[arm.name] = None
+    for (path, on), names in taught.items():
+        whose = "" if len({p for p, _ in taught}) == 1 else f" of {', '.join(names)}"
+        found.append(f"The teacher{whose} ({path}) {TRAINED_ON.get(on, TRAINED_ON['unknown'])}.")
+    return found
 
 
 def _lookup(tree: Any, dotted: str) -> Any:

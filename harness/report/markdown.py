@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from harness.report import numbers
 from harness.report.analysis import Analysis, describe_unit
 from harness.report.cells import Table
+from harness.report.fact_tables import beside_verdict
 
 _SPECIAL = re.compile(r"([\\`*\[\]|#~])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -25,6 +26,7 @@ def markdown(analysis: Analysis, tables: Iterable[Table], *, reproduce: str) -> 
     source, verdict = analysis.source, analysis.verdict
     budget = str(analysis.budget) if analysis.budget else "unknown"
     lines = [f"# {escape(verdict.sentence)}", "", f"{escape(verdict.reason)}.", ""]
+    lines += [*(f"- {escape(text)}" for text in beside_verdict(analysis)), ""]
     for currency in analysis.currencies:
         text = escape(currency.sentence)
         lines += [f"**{text}**" if currency in analysis.flips else text, ""] if text else []

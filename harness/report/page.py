@@ -12,6 +12,7 @@ from markupsafe import Markup
 from harness.report import bars, curves, numbers
 from harness.report.analysis import Analysis, describe_unit
 from harness.report.cells import Table
+from harness.report.fact_tables import beside_verdict
 from harness.report.score_tables import REFERENCE_NAMES
 from harness.report.source import mapping, number
 from harness.report.verdict import Verdict
@@ -31,6 +32,7 @@ def page(analysis: Analysis, tables: Sequence[Table], *, reproduce: str) -> str:
         verdict=verdict,
         headline=_headline(verdict, analysis),
         reason=_reason(analysis),
+        beside=beside_verdict(analysis),
         cards=_cards(analysis),
         state=str(analysis.source.status.get("state", "unknown")),
         unfinished=_unfinished(analysis),

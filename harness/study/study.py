@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from harness.budget import Account, Budget
 from harness.errors import ConfigError
@@ -20,23 +20,50 @@ from harness.study.evaluation import EvaluationSpec
 from harness.study.keys import assign
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.recipe import BatchSpec, OptimizerSpec, ScheduleSpec
-from harness.study.spec import NAME, Spec, explained
+from harness.study.spec import NAME, Positive, Spec, explained
 from harness.study.speed import SpeedSpec
 
 # The blocks an arm may depart from, if it declares so; everything else is what makes arms comparable.
 MAY_DIFFER = ("student", "optimizer", "schedule", "teacher", "batch")
+# What is said of a teacher's weights: an arm with another teacher inherits none of it.
+FACTS_OF_A_TEACHER = ("weights", "trained_on", "training_flop", "training_cost")
+
+
+class TuningSpec(Spec):
+    """A search for an arm's settings: what all its trials cost, and how many there were."""
+
+    cost: str
+    trials: Positive
+
+
+# The tag decides which of the two a mistake is reported for.
+Tuning = Annotated[
+    Annotated[str, Tag("cost")] | Annotated[TuningSpec, Tag("search")],
+    Discriminator(lambda value: "cost" if isinstance(value, str) else "search"),
+]
 
 
 class ArmSpec(Spec):
     """One contestant. `differs` declares every departure from the shared recipe, e.g. optimizer.lr.
 
-    `tuning`: what was spent on finding this arm's settings, a quantity such as "3e14 flop".
+    `tuning`: what was spent on finding this arm's settings, a quantity such as "3e14 flop", or
+    {cost: "3e14 flop", trials: 5}. Once one arm counts trials, every arm must have had as many.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
     objective: str | dict[str, Any] = "mlm"
     differs: dict[str, Any] = Field(default_factory=dict)
-    tuning: str | None = None
+    tuning: Tuning | None = None
+
+    @property
+    def trials(self) -> int | None:
+        """Settings that were tried for this arm; None where nobody counted."""
+        return self.tuning.trials if isinstance(self.tuning, TuningSpec) else None
+
+    @property
+    def tuning_cost(self) -> str | None:
+        """A quantity, or None where nothing was told."""
+        return self.tuning.cost if isinstance(self.tuning, TuningSpec) else self.tuning
 
     @model_validator(mode="before")
     @classmethod
@@ -87,8 +114,9 @@ class StudySpec(Spec):
     def _consistent(self) -> StudySpec:
         self.accounting.check(self.limit.unit)
         for arm in self.arms:
-            if arm.tuning is not None:
-                Budget.parse(arm.tuning)
+            if arm.tuning_cost is not None:
+                Budget.parse(arm.tuning_cost)
+        self._tuned_alike()
         names = [arm.name for arm in self.arms]
         listed: list[Any]
         for what, listed in (("arm", names), ("seed", self.seeds)):
@@ -105,6 +133,17 @@ class StudySpec(Spec):
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the arms {', '.join(names)}")
         return self
+
+    def _tuned_alike(self) -> None:
+        """Settings may come out of a search when every arm was searched as hard: the winner is not the best tuned."""
+        counted = next((arm for arm in self.arms if arm.trials is not None), None)
+        for arm in self.arms:
+            if counted is not None and arm.trials != counted.trials:
+                had = "none that is counted" if arm.trials is None else arm.trials
+                raise ValueError(
+                    f"arms.{counted.name}.tuning has {counted.trials} trials, arms.{arm.name}.tuning {had}: "
+                    "tune every arm as often, or tell the cost alone, and a rate of its own is a declared difference"
+                )
 
     @property
     def causal(self) -> bool:
@@ -124,7 +163,15 @@ class StudySpec(Spec):
         if not arm.differs:
             return self
         tree = self.model_dump(mode="json")
+        own_teacher = arm.differs.get("teacher.path", tree["teacher"] and tree["teacher"]["path"])
+        if tree["teacher"] and own_teacher != tree["teacher"]["path"]:
+            tree["teacher"] = {k: v for k, v in tree["teacher"].items() if k not in FACTS_OF_A_TEACHER}
         for key, value in arm.differs.items():
+            if key in MAY_DIFFER:
+                raise ConfigError(
+                    f"arms.{arm.name}.differs.{key}", rule="a block in its place would undo what else the study says there",
+                    remedy=f"name what differs, one key at a time: {{{key}.<key>: <value>}}",
+                )  # fmt: skip
             if key.split(".")[0] not in MAY_DIFFER:
                 raise ConfigError(
                     f"arms.{arm.name}.differs.{key}",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigError
 from harness.models.signals import Needs
+from harness.objectives.base import StepSize
 from harness.objectives.composition import Plan, parse
 
 from .objective_cases import STUDENT, TEACHER, shape
@@ -168,3 +169,16 @@ def test_what_is_parsed_is_what_was_written() -> None:
         ("mlm", 1.0, {}),
         ("soft_targets", 3.0, {"temperature": 4}),
     ]
+
+
+def test_a_term_that_weighs_nothing_is_neither_computed_nor_paid_for() -> None:
+    """Its zeros would be gradients: weights that nothing trains would enter the optimizer, which decays them."""
+    spec = {"terms": [{"name": "soft_targets", "weight": 0}, {"name": "minilmv2"}]}
+    both, alone = (Plan(s, student=STUDENT, teacher=TEACHER) for s in (spec, "minilmv2"))
+    assert both.student_needs(0) == alone.student_needs(0)
+    assert both.teacher_needs(0) == alone.teacher_needs(0)
+    assert not both.trains_head
+    size = StepSize(2, 8, 4)
+    assert both.flops(0, size) == alone.flops(0, size)
+    with pytest.raises(ConfigError, match="listed twice"):
+        parse({"terms": [{"name": "mlm", "weight": 0}, "mlm"]})

@@ -347,6 +347,32 @@ def test_no_value_in_a_record_stops_the_report(small: Path, changes: dict[str, A
 
 # -- nothing in it can run or call home --------------------------------------------------------------
 
+
+def test_declared_differences_and_what_the_teacher_was_trained_on_stand_beside_the_verdict(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=2)
+    study = yaml.safe_load((directory / "study.yaml").read_text())
+    for arm in study["arms"]:
+        arm["tuning"] = {"cost": "1 TFLOP", "trials": 5}
+    (directory / "study.yaml").write_text(yaml.safe_dump(study))
+    for name, on in (("soft_targets", "superset"), ("minilmv2", "superset"), ("tinybert", "unknown")):
+        for seed in (1, 2):
+            edit_record(directory / f"arms/{name}/seed-{seed}", teacher={"path": name[:1], "trained_on": on})
+    build_report(directory)
+    page, markdown = page_of(directory).text, (directory / "report.md").read_text()
+    for said in (
+        "minilmv2 also differs in optimizer.lr: 0.002 where the others have 0.003, found in 5 trials, as many as every arm had.",
+        "The teacher of soft_targets (s) was trained on the text that the students learn from, and on more.",
+        "The teacher of tinybert (t) was trained on text that nobody has declared.",
+    ):
+        for text in (page, markdown):
+            assert said in text
+            assert text.index(said) < text.index("Device time")
+    study["arms"][2].pop("tuning")
+    (directory / "study.yaml").write_text(yaml.safe_dump(study))
+    build_report(directory)
+    assert "optimizer.lr: 0.002 where the others have 0.003." in page_of(directory).text
+
+
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -114,3 +115,48 @@ def test_an_arm_differs_only_as_declared() -> None:
     assert isinstance(plain, StudySpec)
     assert declared.optimizer.lr == 1e-3
     assert declared.model_copy(update={"optimizer": plain.optimizer}) == plain
+
+
+@pytest.mark.parametrize("block", ["optimizer", "student", "schedule", "batch", "teacher"])
+def test_a_whole_block_cannot_take_the_place_of_the_shared_one(block: str) -> None:
+    """It would set every key it leaves out back to its default, and declare none of that."""
+    arms = [{"name": "a"}, {"name": "b", "differs": {block: {}}}]
+    with pytest.raises(ConfigError, match=rf"arms.b.differs.{block}.*one key at a time"):
+        validate({**MINIMAL, "arms": arms}, where="s")
+
+
+def test_an_arm_with_another_teacher_inherits_its_settings_and_no_facts() -> None:
+    shared = {"path": "builtin", "trained_on": "same", "training_flop": 5e18, "weights": "0" * 16, "dropout": 0.1}
+    arms = [
+        {"name": "same", "differs": {"teacher.path": "builtin"}},
+        {"name": "other", "differs": {"teacher.path": "elsewhere"}},
+        {"name": "told", "differs": {"teacher.trained_on": "superset", "teacher.path": "elsewhere"}},
+    ]
+    study = validate({**MINIMAL, "teacher": shared, "arms": arms}, where="s")
+    same, other, told = (study.for_arm(arm).teacher for arm in study.arms)
+    assert same == study.teacher
+    assert other is not None
+    assert (other.trained_on, other.training_flop, other.weights, other.dropout) == ("unknown", None, None, 0.1)
+    assert told is not None
+    assert told.trained_on == "superset"
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"cost": "3e14 flop", "trials": 4}, "a.tuning has 5 trials, arms.b.tuning 4: tune every arm as often"),
+        ("3e14 flop", "arms.b.tuning none that is counted"),
+        (None, "arms.b.tuning none that is counted"),
+        ({"cost": "3e14 flop"}, "trials.*Field required"),
+        ({"cost": "3 parsecs", "trials": 5}, "unknown unit"),
+    ],
+    ids=str,
+)
+def test_arms_that_were_not_tuned_as_often_are_refused(other: Any, message: str) -> None:
+    tuned = {"name": "a", "tuning": {"cost": "3e14 flop", "trials": 5}, "differs": {"optimizer.lr": 1e-3}}
+    with pytest.raises(ConfigError, match=message):
+        validate({**MINIMAL, "arms": [tuned, {"name": "b", "tuning": other}]}, where="s")
+    alike = validate(
+        {**MINIMAL, "arms": [tuned, {"name": "b", "tuning": {"cost": "1e14 flop", "trials": 5}}]}, where="s"
+    )
+    assert [(arm.trials, arm.tuning_cost) for arm in alike.arms] == [(5, "3e14 flop"), (5, "1e14 flop")]
