@@ -63,16 +63,20 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
 def read_environment_file(path: str | Path) -> dict[str, str]:
     """The variables of a .deepspeed_env file: KEY=VALUE lines.
 
+    The launcher knows neither comments nor empty lines here: an empty one ends it, and `# A=1` reaches the remote
+    shell, where it hides the rest of the command.
+
     Raises:
         ConfigError: no such file, a line without =, a name no shell knows, or a value with shell characters.
     """
     found: dict[str, str] = {}
-    for number, row in _lines(Path(path), what="environment file"):
+    for number, row in _lines(Path(path), what="environment file", comments=False):
         key, equals, value = row.partition("=")
         if not equals:
             raise ConfigError(
-                f"{row!r} in {path}:{number}", rule="a line is KEY=VALUE", remedy="for example NCCL_SOCKET_IFNAME=eth0"
-            )
+                f"{row!r} in {path}:{number}", rule="a line is KEY=VALUE; DeepSpeed takes no comments and no empty lines",
+                remedy="for example NCCL_SOCKET_IFNAME=eth0",
+            )  # fmt: skip
         check_variable(key, value, where=f"{path}:{number}")
         found[key] = value
     return found
@@ -139,8 +143,11 @@ def _unsafe(text: str) -> str:
     return next(character for character in text if not _PLAIN.fullmatch(character))
 
 
-def _lines(path: Path, *, what: str) -> list[tuple[int, str]]:
-    """Numbered lines without comments. Only a newline ends a line, as in the launcher that will read the file."""
+def _lines(path: Path, *, what: str, comments: bool = True) -> list[tuple[int, str]]:
+    """Numbered lines, where `comments` says so without comments and empty ones.
+
+    Only a newline ends a line, as in the launcher that will read the file.
+    """
     try:
         text = path.read_bytes().decode("ascii")
     except OSError as error:
@@ -150,4 +157,7 @@ def _lines(path: Path, *, what: str) -> list[tuple[int, str]]:
     except UnicodeDecodeError:
         raise ConfigError(f"{what} {path}", rule="it holds characters other than ASCII", remedy="remove them") from None
     rows = ((number, row.strip(" \t\r")) for number, row in enumerate(text.split("\n"), start=1))
+    if not comments:
+        ended = text.removesuffix("\n").count("\n") + 1 if text else 0
+        return [(number, row) for number, row in rows if number <= ended]
     return [(number, row) for number, row in rows if row and not row.startswith("#")]

@@ -6,8 +6,9 @@
 # HOSTFILE   one line `HOST slots=N` per machine (default ./hostfile)
 # LAUNCHER   pdsh (default; ssh without a password to every host), openmpi (DeepSpeed then calls mpirun), or
 #            slurm (inside an allocation; it calls srun)
-# ENV_FILE   KEY=VALUE lines to set on every machine (default none). pdsh drops the caller's environment, so PATH,
-#            OMP_NUM_THREADS, NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, HF_HOME and ISOBUDGET_CACHE belong there
+# ENV_FILE   KEY=VALUE lines without comments to set on every machine (default none). pdsh drops the caller's
+#            environment, so PATH, OMP_NUM_THREADS, NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, HF_HOME and
+#            ISOBUDGET_CACHE belong there
 # SSH_PORT, MASTER_ADDR, MASTER_PORT   where sshd listens, and where rank 0 does
 #
 # The repository, PYTHON and --out must have the same path on every machine.

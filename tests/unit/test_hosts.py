@@ -82,6 +82,9 @@ def test_a_hostfile_that_is_not_one_is_refused(tmp_path: Path, text: str) -> Non
         "1A=1",
         "A=x|y",
         "A=$HOME",
+        "# for every machine",
+        "# A=1",
+        "A=1\n\nB=2",
     ],
 )
 def test_a_hostile_environment_file_is_refused_and_its_value_is_not_repeated(tmp_path: Path, row: str) -> None:
@@ -95,9 +98,7 @@ def test_a_hostile_environment_file_is_refused_and_its_value_is_not_repeated(tmp
 
 def test_an_ordinary_environment_file_passes(tmp_path: Path) -> None:
     file = tmp_path / "env"
-    file.write_text(
-        "# for every machine\nNCCL_SOCKET_IFNAME=^lo,docker0\nPATH=/opt/x/bin:/usr/bin\nEMPTY=\n", encoding="ascii"
-    )
+    file.write_text("NCCL_SOCKET_IFNAME=^lo,docker0\nPATH=/opt/x/bin:/usr/bin\nEMPTY=\n", encoding="ascii")
     assert hosts.read_environment_file(file) == {
         "NCCL_SOCKET_IFNAME": "^lo,docker0", "PATH": "/opt/x/bin:/usr/bin", "EMPTY": "",
     }  # fmt: skip
