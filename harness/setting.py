@@ -170,7 +170,7 @@ class Setting:
         return {arm.name: self.arm(arm) for arm in self.study.arms}
 
     def arm(self, arm: ArmSpec) -> ArmSetting:
-        from harness.models.initialise import chosen_layers
+        from harness.models.initialise import adopt, chosen_layers
         from harness.models.shapes import shape_of
         from harness.models.student import student_config
         from harness.objectives.base import StepSize
@@ -179,11 +179,18 @@ class Setting:
         config = student_config(
             study.student, vocab=self.vocab, special=self.special, block_length=study.data.block_length
         )
+        teacher = self.teacher(study)
+        if (
+            study.student.init_from_teacher is not None
+            and teacher is not None
+            and teacher.shape.family == config.model_type
+        ):
+            adopt(config, teacher.config)
         length = study.data.block_length
         masked = study.batch.sequences * self.predicted_per_block
         setting = ArmSetting(
             arm=arm, study=study, config=config, shape=shape_of(config.to_dict()),
-            teacher=self.teacher(study), size=StepSize(study.batch.sequences, length, masked),
+            teacher=teacher, size=StepSize(study.batch.sequences, length, masked),
         )  # fmt: skip
         self.ds_config.micro_batch(sequences=study.batch.sequences, world=self.world)
         plan = setting.plan()

@@ -6,16 +6,33 @@ any arm with a teacher does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
 from harness.models.shapes import Shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 EVERY_KTH = "every_kth"
+# What a layer computes with its weights, in the words of any family's config: weights are copied for it alone.
+FUNCTION = (
+    "hidden_act", "hidden_activation", "activation", "activation_function", "layer_norm_eps", "layer_norm_epsilon",
+    "rms_norm_eps", "norm_eps", "rope_parameters", "local_attention", "attention_bias", "mlp_bias", "norm_bias",
+    "decoder_bias", "classifier_bias", "classifier_activation", "type_vocab_size", "sinusoidal_pos_embds",
+)  # fmt: skip
+
+
+def adopt(config: PretrainedConfig, teacher: Mapping[str, Any]) -> None:
+    """Give a student's config its teacher's activations, epsilons, rotary bases and biases.
+
+    Of one family only; sizes and dropout stay the study's.
+    """
+    for key in FUNCTION:
+        if key in teacher and hasattr(config, key):
+            setattr(config, key, copy.deepcopy(teacher[key]))
 
 
 def chosen_layers(wanted: Sequence[int] | str | None, student: Shape, teacher: Shape | None) -> list[int]:

@@ -35,6 +35,7 @@ class TeacherInfo:
     path: str
     shape: Shape
     provenance: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def training_flop(self) -> float | None:
@@ -66,7 +67,7 @@ def inspect(path: str) -> TeacherInfo:
         raise TeacherError(
             f"teacher {path}", rule=f"unusable config: {error}", remedy="choose a BERT-like, GPT-2 or Llama teacher"
         ) from None
-    return TeacherInfo(path=path, shape=shape, provenance=_provenance(folder, path))
+    return TeacherInfo(path=path, shape=shape, config=config, provenance=_provenance(folder, path))
 
 
 def _provenance(folder: Path, path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from harness.errors import ConfigError, TeacherError
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import vouch
-from harness.models.initialise import chosen_layers, copy_layers
+from harness.models.initialise import adopt, chosen_layers, copy_layers
 from harness.models.signals import Needs, run
 from harness.models.teacher import Teacher, inspect
 from harness.trainee import tiny_batch
@@ -100,6 +101,36 @@ def test_a_student_of_all_the_teachers_layers_is_the_teacher(name: str) -> None:
     with torch.no_grad():
         a, b = (m(input_ids=ids, attention_mask=mask).logits[mask.bool()] for m in (student, teacher))
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "unlike"),
+    [
+        ("bert", {"hidden_act": "relu", "layer_norm_eps": 0.1}),
+        ("distilbert", {"activation": "relu"}),
+        ("modernbert", {"hidden_activation": "silu", "norm_eps": 0.1, "norm_bias": True}),
+        ("gpt2", {"activation_function": "relu", "layer_norm_epsilon": 0.1}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "attention_bias": True}),
+    ],
+)
+def test_layers_are_copied_with_the_function_they_were_trained_for(name: str, unlike: dict[str, Any]) -> None:
+    """Another activation, epsilon or rotary base would make other layers of the same weights, without a word."""
+    mine = zoo.config(name)
+    theirs = type(mine)(**{**mine.to_dict(), **unlike})
+    teacher = zoo.build(theirs, seed=1)
+    ids, mask = zoo.tokens((9, 9))
+    for adopted in (False, True):
+        made = copy.deepcopy(mine)
+        if adopted:
+            adopt(made, theirs.to_dict())
+        student = zoo.build(made, seed=2)
+        same = set(student.state_dict()) == set(teacher.state_dict())
+        if same:
+            copy_layers(student, zoo.shape(made), teacher, zoo.shape(theirs), [1, 2, 3])
+            with torch.no_grad():
+                a, b = (m(input_ids=ids, attention_mask=mask).logits for m in (student, teacher))
+            same = torch.allclose(a, b)
+        assert same is adopted
 
 
 @EVERY
