@@ -20,6 +20,8 @@ import pytest
 from tests.support.tiny import TinyStudy
 from tests.support.two_hosts import ADDRESSES, FIRST, PORT, SECOND, TwoHosts, missing
 
+pytestmark = pytest.mark.slow  # seven launches of two ranks: about three minutes on a busy machine
+
 ARMS = ("no_kd", "tinybert")
 TIMEOUT_S = 400
 
