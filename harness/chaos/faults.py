@@ -42,6 +42,16 @@ def only_train() -> None:
     run.show_report = lambda *_, **__: None
 
 
+def allow_fp16() -> None:
+    """Let DeepSpeed take fp16 on a CPU without instructions for it: PyTorch computes it all the same, slowly."""
+    from harness.hardware import has_cuda
+
+    if not has_cuda():
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+
+
 # Places inside a step at which a signal can come.
 PLACES = ("before the step", "after backward", "after the update", "during a save")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.chaos import workers
-from harness.chaos.faults import Fault, only_train, poison_gradient
+from harness.chaos.faults import Fault, allow_fp16, only_train, poison_gradient
 from harness.chaos.outcome import Outcome
 from harness.chaos.trial_runs import brief_study, enter_each, last_words, logs, record, run_arguments, status
 
@@ -57,7 +57,7 @@ def play(file: Path, configs: dict[str, Path], folder: Path, last: int) -> tuple
     """One run per engine, poisoned from POISONED_STEP to `last` on rank 1; where each is, and all that was said."""
     outs = {name: folder / path.stem for name, path in configs.items()}
     several = [run_arguments(file, outs[name], "--ds_config", str(path)) for name, path in configs.items()]
-    faults = [Fault(only_train), Fault(poison_gradient, (1, POISONED_STEP, last, "weights"))]
+    faults = [Fault(only_train), Fault(allow_fp16), Fault(poison_gradient, (1, POISONED_STEP, last, "weights"))]
     started = workers.start(enter_each, several, faults, folder=logs(folder))
     started.wait(timeout_s=120.0 + 60.0 * len(configs))
     return outs, started.outputs()
@@ -108,7 +108,7 @@ def overflow(folder: Path) -> list[str]:
     path.write_text(json.dumps({"zero_optimization": {"stage": 1}, **OVERFLOWING}), encoding="utf-8")
     longer = brief_study(out.parent, budget="3 Gflop", checkpoints=0)
     several = [run_arguments(longer, out, "--ds_config", str(path))]
-    workers.start(enter_each, several, [Fault(only_train)], folder=logs(out)).wait()
+    workers.start(enter_each, several, [Fault(only_train), Fault(allow_fp16)], folder=logs(out)).wait()
     if status(out)["state"] != "done":
         return [f"overflow: {status(out)['message']}"]
     row = record(out)
