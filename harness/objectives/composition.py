@@ -57,7 +57,11 @@ def parse(spec: str | dict[str, Any]) -> list[Phase]:
                 )
             item = dict(item)
             until = item.pop("until", 1.0)
-            if not isinstance(until, int | float) or not (phases[-1].until if phases else 0) < until <= 1:
+            if (
+                isinstance(until, bool)
+                or not isinstance(until, int | float)
+                or not (phases[-1].until if phases else 0) < until <= 1
+            ):
                 raise ConfigError(
                     f"phase until = {until!r}", rule="ends rise within (0, 1]", remedy="for example 0.7, then 1.0"
                 )

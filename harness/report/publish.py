@@ -164,6 +164,7 @@ def summary_lines(report: Json) -> list[str]:
         f"({verdict['reason']}; {numbers.label(metric)} at {report['budget']['text'] or 'an unknown budget'} per arm)",
     ]
     lines += [currency["sentence"] for currency in verdict["currencies"] if currency["sentence"]]
+    lines += [f"{d['arm']} also differs in {d['key']}, as declared." for d in report["declared_differences"]]
     told = len(lines)
     spreads = [s["sd"] for arm in report["summary"] if (s := arm["scores"].get(metric)) and s["sd"]]
     digits = max(spreads, default=None)

@@ -36,6 +36,7 @@ def plan(spec: Any, *, student: Any = STUDENT, teacher: Any = TEACHER) -> Plan:
         ({"name": "mlm", "weight": -1}, "numbers ≥ 0"),
         ({"name": "mlm", "weight": float("nan")}, "numbers ≥ 0"),
         ({"name": "mlm", "weight": True}, "numbers ≥ 0"),
+        ({"phases": [{"until": True, "name": "mlm"}]}, "ends rise within"),
         ({"name": "distilbert", "soft": 0, "mlm": 0, "cosine": 0}, "sum to nothing"),
         ({"name": "distilbert", "soft": 0, "cosine": 0}, "nothing is asked of the teacher"),
         ({"name": "minilmv2", "query": 0, "key": 0, "value": 0}, "sum to nothing"),

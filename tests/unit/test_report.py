@@ -367,6 +367,7 @@ def test_declared_differences_and_what_the_teacher_was_trained_on_stand_beside_t
         for text in (page, markdown):
             assert said in text
             assert text.index(said) < text.index("Device time")
+    assert "minilmv2 also differs in optimizer.lr, as declared." in summary_lines(build_report(directory))
     study["arms"][2].pop("tuning")
     (directory / "study.yaml").write_text(yaml.safe_dump(study))
     build_report(directory)
