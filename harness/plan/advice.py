@@ -37,8 +37,6 @@ def notes(table: dict[str, Any], found: Sketch) -> list[str]:
         )
     elif table["watts_per_device"] is None:
         said.append("no energy: nobody knows what a device draws here; give --watts, the watts of one device")
-    if found.study.controls:
-        said.append(f"the control {', '.join(found.study.controls)} is not priced here")
     return said
 
 

@@ -18,13 +18,14 @@ from harness.plan.speed import POWER_SHARE, WRITE_BYTE_S, Pace, StepTime
 from harness.units import Unit
 
 if TYPE_CHECKING:
+    from harness.models.shapes import Shape
     from harness.objectives.base import StepSize
     from harness.objectives.composition import Plan
     from harness.plan.outline import Sketch
     from harness.setting import ArmSetting
 
 # Seconds that all timed steps may take together, and how many each arm gets at least and at most.
-TIMED_S = 1.5
+TIMED_S = 1.0
 FEWEST, MOST = 3, 15
 # Without a GPU: a step of about a quarter of a second, and models that are built within a second.
 CPU_FLOP = 1.5e10
@@ -68,8 +69,9 @@ def calibrated(found: Sketch, weights: dict[str, int]) -> Pace | None:
         )
     device = device_of(ranks)
     begun = time.perf_counter()
+    teachers: dict[Shape, Any] = {}  # one for all arms: drawing its weights takes longer than its steps
     steppers = [
-        _stepper(found, arm, plan, phase, ranks, device)
+        _stepper(found, arm, plan, phase, ranks, device, teachers)
         for arm in found.arms.values()
         for plan in [arm.plan()]
         for phase in range(len(plan.phases))
@@ -96,7 +98,9 @@ def calibrated(found: Sketch, weights: dict[str, int]) -> Pace | None:
     )  # fmt: skip
 
 
-def _stepper(found: Sketch, arm: ArmSetting, plan: Plan, phase: int, ranks: Any, device: Any) -> Stepper:
+def _stepper(
+    found: Sketch, arm: ArmSetting, plan: Plan, phase: int, ranks: Any, device: Any, teachers: dict[Shape, Any]
+) -> Stepper:
     import torch
 
     from harness.engine import Engine
@@ -116,7 +120,10 @@ def _stepper(found: Sketch, arm: ArmSetting, plan: Plan, phase: int, ranks: Any,
     )  # fmt: skip
     engine.set_learning_rate(1e-6, active=groups.active[phase])
     needs = plan.teacher_needs(phase)
-    teacher = _random_teacher(arm, needs, device) if arm.teacher is not None and needs else None
+    teacher = None
+    if arm.teacher is not None and needs:
+        shape = arm.teacher.shape
+        teacher = teachers[shape] = teachers.get(shape) or _random_teacher(shape, device)
 
     def now() -> float:
         if device.type == "cuda":
@@ -161,8 +168,8 @@ def batch_of(size: StepSize, vocab: int) -> Any:
     )
 
 
-def _random_teacher(arm: ArmSetting, needs: Any, device: Any) -> Any:
-    """A teacher of the right sizes, in the precision and cut where a run would have it."""
+def _random_teacher(shape: Shape, device: Any) -> Any:
+    """A teacher of the right sizes, in the precision a run would have it in; `run` goes as deep as is needed."""
     import torch
 
     from harness.hardware import bf16_in_hardware
@@ -171,8 +178,6 @@ def _random_teacher(arm: ArmSetting, needs: Any, device: Any) -> Any:
     from harness.models.families import family_of
     from harness.plan.blueprint import config_of_shape
 
-    assert arm.teacher is not None
-    shape = arm.teacher.shape
     attention.register()
     with torch.random.fork_rng(devices=[]):
         model = auto_model(shape.family).from_config(config_of_shape(shape), attn_implementation=attention.NAME)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.budget import Account
+from harness.controls import EQUAL_TOKENS, baseline_of
 from harness.plan import advice, evaluation
 from harness.plan.bill import Bill, Terms, bill
 from harness.plan.disk import disk
@@ -270,7 +271,10 @@ def _total(
     written = [
         disk(e.held, found.ds_config, student=_student(e.arm, e.held), snapshots=_snapshots(found)) for e in expected
     ]
+    controls = _controls(found, expected)
     exports = seeds * sum(d.left_bytes for d in written)
+    if controls is not None:
+        exports += controls["trials"] * written[expected.index(_baseline(found, expected))].left_bytes
     snapshots = seeds * sum(d.snapshots_bytes for d in written)
     checkpoints = max(d.peak_bytes(found.study.checkpoints) - d.snapshots_bytes for d in written)
     total: dict[str, Any] = {
@@ -278,6 +282,7 @@ def _total(
         "training_flop": training,
         "evaluation_flop": judged,
         "reference_flop": reference_flop,
+        "controls": controls,
         "tokens": seeds * sum(each.steps * each.arm.size.tokens for each in expected),
         "disk_peak_bytes": exports + snapshots + checkpoints,
         "disk_left_bytes": exports,
@@ -287,10 +292,15 @@ def _total(
     clocks = [each.clock for each in expected if each.clock is not None]
     judging = [clock.after_s for clock in clocks for _ in range(seeds)]
     judging += [judging_s(reference.afterwards, pace) for reference in references.values()]
-    ending = max(sum(judging[rank :: found.world]) for rank in range(found.world))
     running = seeds * sum(clock.run_s for clock in clocks)
+    busy = seeds * sum((c.training_s + c.validation_s) * found.world + c.vouching_s for c in clocks)
+    if controls is not None:
+        judging += [controls["after_s"]] * controls["trials"]
+        running += controls["run_s"]
+        busy += controls["busy_s"]
+    ending = max(sum(judging[rank :: found.world]) for rank in range(found.world))
     wall = running + ending
-    busy = seeds * sum((c.training_s + c.validation_s) * found.world + c.vouching_s for c in clocks) + sum(judging)
+    busy += sum(judging)
     billed = bill(busy, wall * found.world, watts=watts, terms=terms)
     return total | {
         "wall_s": wall,
@@ -300,6 +310,38 @@ def _total(
         "checkpoints_s": seeds * sum(clock.checkpoints_s for clock in clocks),
         "bill": asdict(billed),
     }
+
+
+def _baseline(found: Sketch, expected: list[Expected]) -> Expected:
+    name = baseline_of(found.study)
+    return next(each for each in expected if each.arm.arm.name == name)
+
+
+def _controls(found: Sketch, expected: list[Expected]) -> dict[str, Any] | None:
+    """The baseline again at every other arm's tokens, for all seeds; None where the study asks for none.
+
+    Seconds are None where nobody knows the speed. An arm that sees the baseline's tokens needs no control.
+    """
+    if EQUAL_TOKENS not in found.study.controls:
+        return None
+    base, seeds = _baseline(found, expected), len(found.study.seeds)
+    steps = [each.steps for each in expected if each is not base and each.steps != base.steps]
+    trials, share = seeds * len(steps), seeds * sum(steps) / max(1, base.steps)
+    cost: dict[str, Any] = {
+        "trials": trials,
+        "arm": base.arm.arm.name,
+        "training_flop": round(share * sum(base.training_flops().values())),
+        "evaluation_flop": trials * base.judged.flop,
+        **dict.fromkeys(("training_s", "run_s", "busy_s", "after_s")),
+    }
+    if base.clock is None:
+        return cost
+    clock = base.clock
+    training = share * clock.training_s
+    cost["training_s"], cost["after_s"] = training, clock.after_s
+    cost["run_s"] = training + trials * (clock.run_s - clock.training_s)
+    cost["busy_s"] = (training + trials * clock.validation_s) * found.world + trials * clock.vouching_s
+    return cost
 
 
 def _machine(machine: Machine | None) -> dict[str, Any]:

@@ -137,6 +137,16 @@ def whole(table: dict[str, Any]) -> list[tuple[str, str]]:
         ("training", f"{_flop(total['training_flop'])}, {_tokens(total['tokens'])}"),
         ("evaluation", f"{_flop(total['evaluation_flop'])}, and {_flop(total['reference_flop'])} of references"),
     ]
+    controls = total["controls"]
+    if controls is not None:
+        count = _count(controls["trials"], "run")
+        lines.append(
+            (
+                "controls",
+                f"{count} of {controls['arm']} at the others' tokens: {_flop(controls['training_flop'])}, and "
+                f"{_flop(controls['evaluation_flop'])} of evaluation; their time is in the wall time",
+            )
+        )
     if total["bill"] is not None:
         billed = total["bill"]
         lines += [

@@ -76,6 +76,26 @@ def test_the_totals_are_the_sums_of_the_arms(tiny: TinyStudy) -> None:
         )
 
 
+def test_controls_at_equal_tokens_are_priced_as_runs_of_the_baseline(tiny: TinyStudy) -> None:
+    plain, with_controls = (
+        planned(tiny_sketch(tiny, seeds=[1, 2], controls=controls), terms=Terms(price=2.0))
+        for controls in ([], ["equal_tokens"])
+    )
+    assert plain["total"]["controls"] is None
+    controls, base = with_controls["total"]["controls"], with_controls["arms"][0]
+    others = [arm for arm in with_controls["arms"][1:] if arm["steps"] != base["steps"]]
+    assert others
+    assert controls["trials"] == 2 * len(others)
+    step = sum(cost["flop"] for cost in base["step_cost"].values())
+    assert controls["training_flop"] == 2 * step * sum(arm["steps"] for arm in others)
+    assert controls["evaluation_flop"] == controls["trials"] * base["flop"]["EVALUATION"]
+    more = with_controls["total"]["wall_s"] - plain["total"]["wall_s"]
+    assert more == pytest.approx(controls["run_s"] + controls["trials"] * controls["after_s"])
+    assert with_controls["total"]["bill"]["money"] - plain["total"]["bill"]["money"] == pytest.approx(2 * more / 3600)
+    assert with_controls["total"]["disk_left_bytes"] > plain["total"]["disk_left_bytes"]
+    assert with_controls["arms"] == plain["arms"]
+
+
 # -- the model of time ---------------------------------------------------------------------------------------
 def test_time_falls_with_devices_and_utilisation_and_rises_with_the_budget(tiny: TinyStudy) -> None:
     def training(on: str, world: int, share: float, budget: str) -> float:
