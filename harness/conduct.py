@@ -35,7 +35,7 @@ from harness.meters.measured import Measured
 from harness.meters.pace import Pace
 from harness.meters.trial import Instruments, bare
 from harness.models.signals import Needs
-from harness.models.student import export
+from harness.models.student import build_student, export
 from harness.models.teacher import Teacher
 from harness.progress import Silent
 from harness.ranks import Ranks
@@ -156,7 +156,10 @@ class Conductor:
                     )  # fmt: skip
 
     def vouchers(self, missing: list[tuple[ArmSetting, int]]) -> dict[tuple[str, int], Voucher]:
-        """Load every teacher that will be needed, and compare it with the student it is to teach. Rank 0 only."""
+        """Load every teacher that will be needed, and compare it with the student it is to teach. Rank 0 only.
+
+        The student has random weights here even where it will start from the teacher's: it might equal the teacher.
+        """
         study, corpus, device = self.setting.study, self.setting.corpus, device_of(self.ranks)
         teachers: dict[str, Subject] = {}
         found: dict[tuple[str, int], Voucher] = {}
@@ -173,7 +176,7 @@ class Conductor:
                 causal=study.causal,
             )  # fmt: skip
             found[arm.arm.name, seed] = vouch(
-                teachers[path], Subject(arm.student(seed=seed), device=device), batches,
+                teachers[path], Subject(build_student(arm.config, seed=seed), device=device), batches,
                 name=path, allow_worse=arm.study.teacher.allow_worse,
             )  # fmt: skip
         return found

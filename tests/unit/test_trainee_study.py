@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from harness import cli
-from harness.errors import ConfigError
+from harness.errors import ConfigError, TeacherError
 from harness.study import validate
 from tests.support.tiny import TinyStudy
 
@@ -122,6 +123,30 @@ def test_a_teacher_worse_than_the_untrained_student_ends_the_run_before_step_1(
     # Not even the arm that needs no teacher has begun.
     assert not list((tmp_path / "run").rglob("ledger.jsonl"))
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 3
+
+
+def test_a_teacher_is_compared_with_random_weights_also_where_the_student_starts_from_its_layers(
+    tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student of all its layers has its very loss: the teacher would be refused as no better than random weights."""
+    seen: list[bool] = []
+
+    def look(teacher: Any, student: Any, *_: Any, **__: Any) -> None:
+        theirs = teacher.model.state_dict()
+        seen.append(any(torch.equal(v, theirs[k]) for k, v in student.model.state_dict().items() if v.ndim == 2))
+        raise TeacherError("seen enough")
+
+    monkeypatch.setattr("harness.conduct.vouch", look)
+    arms = [
+        {
+            "name": "a",
+            "objective": "soft_targets",
+            "differs": {**LIKE_TEACHER, "student.layers": 4, "student.init_from_teacher": [1, 2, 3, 4]},
+        }
+    ]
+    file = tiny.write(tmp_path / "s.yaml", arms=arms)
+    assert cli.main(["run", "--study", str(file), "--out", str(tmp_path / "run")]) == 3
+    assert seen == [False]
 
 
 def test_a_teacher_that_lost_its_weights_ends_the_run_before_step_1(
