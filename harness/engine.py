@@ -249,6 +249,14 @@ class Engine:
                 remedy="choose another precision or stage",
             ) from None
         self._ds.checkpoint_engine = _durable_files()
+        self._leave_giving_up_to_us()
+
+    def _leave_giving_up_to_us(self) -> None:
+        """A loss scale at its minimum skips steps like any other: ZeRO 1 to 3 would end the process with an error of
+        their own, long before the loop says that training has diverged."""
+        scaler = getattr(self._ds.optimizer, "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint and a record say of the engine that made them."""
@@ -416,6 +424,7 @@ class Engine:
 
     def _restore(self, folder: Path, tag: str) -> None:
         loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+        self._leave_giving_up_to_us()  # the scaler may be the checkpoint's
         if loaded is None:
             raise CheckpointError(
                 f"checkpoint {folder.name}", rule="the engine found no state in it", remedy="use an older one"

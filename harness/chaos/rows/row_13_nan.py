@@ -32,7 +32,7 @@ def engines(folder: Path, *, short: bool) -> dict[str, Path]:
     """A ds_config file of every stage and precision; in the short form, of each stage and of each precision once."""
     wanted = [(stage, name) for stage in range(4) for name in PRECISIONS]
     if short:
-        wanted = [(0, "fp32"), (3, "bf16")]
+        wanted = [(0, "fp32"), (1, "fp16"), (3, "bf16")]
     found = {}
     for stage, name in wanted:
         path = folder / f"zero{stage}_{name}.json"
