@@ -134,9 +134,20 @@ def _durable_files() -> Any:
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
     class DurableFiles(TorchCheckpointEngine):
+        failure: Exception | None = None
+
         def save(self, state_dict: Any, path: str) -> None:
-            torch.save(state_dict, path)
-            sync(Path(path))
+            # Not raised here: DeepSpeed's other ranks would wait for this one in a barrier of theirs.
+            try:
+                torch.save(state_dict, path)
+                sync(Path(path))
+            except Exception as error:
+                self.failure = self.failure or error
+
+        def raise_failure(self) -> None:
+            failure, self.failure = self.failure, None
+            if failure is not None:
+                raise failure
 
         def load(self, path: str, map_location: Any = None) -> Any:
             with tensors_only(_state_classes()):
@@ -248,7 +259,9 @@ class Engine:
                 rule=f"DeepSpeed refuses it here: {error}",
                 remedy="choose another precision or stage",
             ) from None
-        self._ds.checkpoint_engine = _durable_files()
+        self._ds.checkpoint_engine = self._files = _durable_files()
+        # Recovery scripts: nothing runs code from a checkpoint, and the safetensors are what they would make.
+        self._ds._copy_recovery_script = lambda *_: None
         self._leave_giving_up_to_us()
 
     def _leave_giving_up_to_us(self) -> None:
@@ -340,13 +353,18 @@ class Engine:
         """
         self._ds.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
         with self._gathered(self.module):
-            if self.ranks.is_main:
-                named = dict(self.module.named_parameters())
-                save_file({k: v.detach().float().cpu().contiguous() for k, v in named.items()}, folder / WEIGHTS)
+            weights = (
+                {
+                    k: v.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+                    for k, v in self.module.named_parameters()
+                }
+                if self.ranks.is_main
+                else {}
+            )
+        # No rank waits for another from here on: whoever could not write may say so.
+        self._files.raise_failure()
         if self.ranks.is_main:
-            # Recovery scripts: nothing runs code from a checkpoint, and the safetensors are what they would make.
-            for script in folder.glob("*.py"):
-                script.unlink()
+            save_file(weights, folder / WEIGHTS)
 
     def load(self, folder: Path) -> None:
         """Restore weights, optimizer and scaler from a verified folder, written by as many ranks.
