@@ -241,8 +241,9 @@ class Trial:
 
     def _record(self, row: dict[str, Any]) -> None:
         place = {"step": self.progress.step, "fraction": self.ledger.fraction_spent, "spent": self.ledger.spent}
-        # The other currency of every point: measured amounts are those posted so far.
-        place |= {"flop": self.ledger.charged_in(Unit.FLOP), "device_seconds": self.ledger.charged_in(Unit.GPU_SECOND)}
+        # The other currency of every point: measured amounts are those posted so far, unknown before the first posting.
+        seconds = self.ledger.charged_in(Unit.GPU_SECOND) or None
+        place |= {"flop": self.ledger.charged_in(Unit.FLOP), "device_seconds": seconds}
         row = {**place, "seconds": round(self.progress.seconds, 3), **row}
         self.progress.metric_rows += 1
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -263,6 +264,7 @@ class Trial:
         """Validation and checkpoints at fixed fractions of the budget, the same for every arm."""
         if self.progress.curve < self.curve_points and fraction >= (self.progress.curve + 1) / (self.curve_points + 1):
             self.progress.curve += 1
+            self._post_measured()  # the point of the curve is read in the other currency too
             with self.measured.stage(Account.EVALUATION):
                 scores = self.validate() if self.validate is not None else {}
                 if self.snapshot is not None:

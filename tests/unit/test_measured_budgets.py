@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import train
-from harness.budget import Account, Budget, Ledger
+from harness.budget import Account, Budget, Charge, Ledger
 from harness.errors import ConfigError
 from harness.meters.device_time import DeviceClock
 from harness.meters.energy_counter import CounterMeter
@@ -296,3 +296,36 @@ def test_energy_sums_over_nodes_whose_counters_never_move_together() -> None:
     assert total == pytest.approx(2 * WATTS * 400 * 0.03, rel=0.02)
     assert runs[0].tally == runs[1].tally
     assert runs[0].predict() == runs[1].predict(), "ranks predict alike"
+
+
+class Counted:
+    """One FLOP a step."""
+
+    def next_step(self, phase: int) -> tuple[Charge, ...]:
+        return (Charge(Account.STUDENT_STEP, 1, Unit.FLOP),)
+
+    drain = next_step
+
+
+def test_a_point_of_the_curve_knows_all_device_time_until_then(tmp_path: Path) -> None:
+    """Postings are sixteen steps apart; the second currency of a point must not lag by as much."""
+    seen: list[tuple[int, float]] = []
+    loop = Loop(
+        tmp_path, World(), [0.1], Budget(40, Unit.FLOP), curve_points=3,
+        snapshot=lambda *_: seen.append((loop.trial.progress.step, loop.ledger.charged_in(Unit.GPU_SECOND))),
+    )  # fmt: skip
+    counted: Any = Counted()
+    loop.trial.meters = [counted, loop.measured]
+    loop.run()
+    assert [step for step, _ in seen] == [10, 20, 30]
+    assert [seconds for _, seconds in seen] == pytest.approx([1.0, 2.0, 3.0])
+
+
+def test_device_time_that_is_not_posted_yet_is_unknown_and_not_zero(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, World(), [0.1], Budget(40, Unit.FLOP))
+    counted: Any = Counted()
+    loop.trial.meters = [counted, loop.measured]
+    loop.run()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows[0]["device_seconds"] is None
+    assert rows[-1]["device_seconds"] == pytest.approx(0.1 * 32, abs=0.81)
