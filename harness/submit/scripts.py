@@ -73,7 +73,8 @@ def entry() -> list[str]:
 def write(graph: Graph, machines: Machines, queue: Queue) -> dict[str, Path]:
     """Write OUT/jobs/<stage>.sbatch and graph.json; returns the script of every stage."""
     folder = Path(graph.out) / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
+    # With the logs: Slurm opens a job's output before its script could make the folder, and fails the job.
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
     scripts = {stage.name: folder / f"{stage.name}.sbatch" for stage in graph.stages}
     for stage in graph.stages:
         scripts[stage.name].write_text(render(graph, stage, machines, queue), encoding="utf-8")

@@ -141,6 +141,9 @@ def test_scripts_say_what_slurm_must_know_and_parse(tmp_path: Path) -> None:
     found = build(study(), machines, out=str(tmp_path), study_file=f"{tmp_path}/study.yaml", ds_config=None)
     queue = Queue("gpu", "me", "12:00:00", ["--constraint=h100"])
     scripts = write(found, machines, queue)
+    for script in scripts.values():
+        (output,) = re.findall(r"^#SBATCH --output=(.*)$", script.read_text(), re.MULTILINE)
+        assert Path(output).parent.is_dir(), "Slurm fails a job whose output it cannot open"
     text = scripts["arms"].read_text()
     for line in ("--array=0-4%2", "--gpus-per-node=8", "--nodes=1", "--partition=gpu", "--account=me", "--time=12:00:00",
                  "--signal=B:USR1@120", "--requeue", "--exclusive", "--constraint=h100"):  # fmt: skip
