@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import copy
 import io
 import logging
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +125,26 @@ WEIGHTS = "weights.safetensors"
 def _state_classes() -> list[type]:
     """The classes of DeepSpeed that its optimizer files name; everything else in them is tensors and numbers."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    return [LossScaler, DynamicLossScaler, fragment_address]
+
+
+def _plain(tree: Any) -> Any:
+    """The same state with enumerations as their values: Python before 3.11.4 pickles them through `getattr`."""
+    if isinstance(tree, Enum):
+        return tree.value
+    if isinstance(tree, dict):
+        found = {key: value for key, old in tree.items() if (value := _plain(old)) is not old}
+        if not found:
+            return tree
+        changed = copy.copy(tree)
+        changed.update(found)
+        return changed
+    if type(tree) in (list, tuple):
+        parts = [_plain(part) for part in tree]
+        return tree if all(a is b for a, b in zip(parts, tree, strict=True)) else type(tree)(parts)
+    return tree
 
 
 def _durable_files() -> Any:
@@ -139,7 +157,7 @@ def _durable_files() -> Any:
         def save(self, state_dict: Any, path: str) -> None:
             # Not raised here: DeepSpeed's other ranks would wait for this one in a barrier of theirs.
             try:
-                torch.save(state_dict, path)
+                torch.save(_plain(state_dict), path)
                 sync(Path(path))
             except Exception as error:
                 self.failure = self.failure or error
