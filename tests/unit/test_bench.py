@@ -47,6 +47,7 @@ def test_the_parts_of_a_step_are_told_and_drawn(
     assert "<svg" in figure.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_peers_train_the_same_student(tiny: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--study", str(tiny.file), "--peers", "--steps", "4", "--json"]) == 0
     objectives = json.loads(capsys.readouterr().out)["objectives"]
