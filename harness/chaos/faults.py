@@ -47,9 +47,9 @@ def allow_fp16() -> None:
     from harness.hardware import has_cuda
 
     if not has_cuda():
-        from harness.engine import _import_deepspeed  # the engine alone imports it
+        from harness.engine import deepspeed_library  # the engine alone imports it
 
-        _import_deepspeed().accelerator.get_accelerator().is_fp16_supported = lambda: True
+        deepspeed_library().accelerator.get_accelerator().is_fp16_supported = lambda: True
 
 
 # Places inside a step at which a signal can come.

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Launch:
         return "\n".join(self.output(rank) for rank in range(len(self.logs)))
 
 
-def context() -> multiprocessing.context.ForkServerContext:
+def context() -> ForkServerContext:
     """How ranks are made; also makes what they share, such as barriers."""
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["harness.chaos.preload"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -18,7 +19,8 @@ class Subject:
     """A language model in fp32 on one device, walked by the same forward as in training."""
 
     def __init__(self, model: PreTrainedModel, *, device: torch.device) -> None:
-        self.model = model.to(device=device, dtype=torch.float32).eval()
+        moved: Any = model  # its `to` is decorated out of its type
+        self.model: PreTrainedModel = moved.to(device=device, dtype=torch.float32).eval()
         self.device = device
         self.shape: Shape = shape_of(model.config.to_dict())
 

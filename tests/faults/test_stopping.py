@@ -67,6 +67,7 @@ def test_a_rank_that_works_alone_hears_of_anothers_signal() -> None:
 
 
 def test_evaluation_goes_on_while_nobody_asked() -> None:
-    with StopFlag(Store()):
-        poll("a probe")
+    with StopFlag(Store()) as stop:
+        poll("a probe")  # raises where somebody asked
+        assert not stop()
     poll("outside any run")

@@ -7,7 +7,7 @@ from enum import Enum, IntEnum
 
 import torch
 
-from harness.engine import _plain
+from harness.engine.files import plain
 
 
 class Stage(int, Enum):
@@ -22,7 +22,7 @@ class Plain(IntEnum):
 
 def test_enumerations_become_their_values_at_any_depth() -> None:
     state = {"a": OrderedDict(stage=Stage.gradients, rest=[1, (Plain.one, "x")]), "b": torch.ones(2)}
-    found = _plain(state)
+    found = plain(state)
     assert type(found["a"]["stage"]) is int
     assert found["a"] == OrderedDict(stage=2, rest=[1, (1, "x")])
     assert type(found["a"]) is OrderedDict
@@ -32,4 +32,4 @@ def test_enumerations_become_their_values_at_any_depth() -> None:
 
 def test_what_holds_no_enumeration_is_the_same_object() -> None:
     state = {"weights": torch.ones(2), "nested": {"list": [1, 2.0, None]}}
-    assert _plain(state) is state
+    assert plain(state) is state

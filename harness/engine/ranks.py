@@ -1,0 +1,55 @@
+"""Joining the ranks of a run, and the device of each."""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+import torch
+import torch.distributed as dist
+
+from harness.engine.library import deepspeed_library
+from harness.hardware import has_cuda, usable_cores
+from harness.ranks import Ranks, free_port, from_environment
+
+# This process's ranks once it has joined them: a process joins once, however many studies it runs.
+_joined: list[Ranks] = []
+
+
+def connect(*, timeout_s: float = 1800.0) -> Ranks:
+    """Join the ranks of this run (one process when no launcher set an environment) and set its threads."""
+    from datetime import timedelta
+
+    ranks = from_environment()
+    if "OMP_NUM_THREADS" not in os.environ or (ranks.world == 1 and "TORCHELASTIC_RUN_ID" in os.environ):
+        # DeepSpeed's launcher sets nothing: two ranks on two cores would run four threads and crawl.
+        torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
+    if _joined:
+        return _joined[0]
+    deepspeed = deepspeed_library()
+    facts = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.local_rank}
+    for key, value in facts.items():
+        os.environ[key] = str(value)
+    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_PORT", str(free_port() if ranks.world == 1 else 29500))
+    backend = "nccl" if has_cuda() else "gloo"
+    if has_cuda():
+        torch.cuda.set_device(ranks.local_rank)
+    deepspeed.init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s)
+    )
+    # Not at the end of a study: DeepSpeed keeps references to the group, and a process may run several studies.
+    atexit.register(_leave)
+    if ranks.world > 1:
+        ranks.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    _joined.append(ranks)
+    return ranks
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def device_of(ranks: Ranks) -> torch.device:
+    return torch.device("cuda", ranks.local_rank) if has_cuda() else torch.device("cpu")
