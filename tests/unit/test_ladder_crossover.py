@@ -277,19 +277,24 @@ def test_the_undecided_stretches_hold_the_true_flip_in_95_per_cent(
     """Steep: every study shows the flip. Flat: the noise of a rung is as large as a doubling's change."""
     line = slope * (np.arange(len(RUNGS)) - TRUE)
     truth = 2.0**TRUE
-    held = said = right = 0
+    kept = held = said = right = 0
     for differences in studies(line, seeds, shared=0.5, own=1.0):
         found = flip_of(RUNGS, differences)
+        _, low, high = band(RUNGS, differences, at=[truth])
+        kept += bool(low[0] <= 0 <= high[0])
         held += any(s.low <= truth <= s.high for s in found.stretches if s.ahead is None)
         if found.flips:
             said += 1
             right += any((f.low or 0) <= truth <= (f.high or 0) for f in found.flips)
     with capsys.disabled():
         print(
-            f"\n{seeds} seeds, slope {slope:g}: holds {held / STUDIES:.1%}; a flip in {said / STUDIES:.1%}, its interval holds {right / said:.1%}"
+            f"\n{seeds} seeds, slope {slope:g}: the test keeps zero in {kept / STUDIES:.1%}, the stretches hold the flip in "
+            f"{held / STUDIES:.1%}; a flip in {said / STUDIES:.1%}, its interval holds {right / said:.1%}"
         )
-    assert 0.93 <= held / STUDIES <= 0.97
-    assert right / said >= 0.93
+    assert 0.93 <= kept / STUDIES <= 0.97
+    # Stretches without a rung join their undecided neighbours: never less, and a little more with three seeds.
+    assert kept <= held <= 0.98 * STUDIES
+    assert 0.93 <= right / said <= 0.98
 
 
 @pytest.mark.slow
