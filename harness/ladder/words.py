@@ -43,6 +43,12 @@ class Words:
         spread = (high - low) / 2
         return f"{self.score(low, spread=spread)} to {self.score(high, spread=spread)}"
 
+    def estimate(self, value: float, low: float | None, high: float | None) -> str:
+        """ "4.21 (95 % interval 4.10 to 4.33)", or the value alone."""
+        if low is None or high is None:
+            return self.score(value)
+        return f"{self.score(value, spread=(high - low) / 2)} (95 % interval {self.between(low, high)})"
+
     def plus_minus(self, value: float, half_width: float) -> str:
         """ "0.31 ± 0.04 nats"."""
         size, error = (self._fixed(abs(v), half_width) for v in (value, half_width))
