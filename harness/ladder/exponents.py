@@ -18,7 +18,7 @@ from harness.compare import Array
 # Three parameters meet three rungs exactly whatever these say; a straight line is taken below four.
 FEWEST_RUNGS = 4
 # Losses over compute fall with exponents of 0.05 to 0.5; beyond 2 a curve is flat after one doubling.
-_GRID = np.linspace(0.0, 2.0, 201)
+GRID = np.linspace(0.0, 2.0, 201)
 _LINE = np.zeros(1)
 
 
@@ -57,13 +57,13 @@ def curves(axis: Array, at: float, *, line: bool) -> Exponents:
 
 @lru_cache(maxsize=128)
 def _curves(rungs: tuple[float, ...], at: float, line: bool) -> Exponents:
-    grid = _LINE if line else _GRID
+    grid = _LINE if line else GRID
     axis = np.array(rungs)
-    design = _design(grid, axis, axis)
-    asked = _design(grid, axis, np.array([at]))[:, 0]
-    gram = np.einsum("gki,gkj->gij", design, design)
-    solved = np.linalg.solve(gram, np.swapaxes(design, 1, 2))
-    hat = design @ solved
+    rows = design(grid, axis, axis)
+    asked = design(grid, axis, np.array([at]))[:, 0]
+    gram = np.einsum("gki,gkj->gij", rows, rows)
+    solved = np.linalg.solve(gram, np.swapaxes(rows, 1, 2))
+    hat = rows @ solved
     return Exponents(
         exponents=grid,
         weights=np.einsum("gi,gik->gk", asked, solved),
@@ -78,7 +78,7 @@ def level_weights(axis: Array, exponent: float) -> Array:
     return np.array([1 - 1 / run, 1 / run])
 
 
-def _design(grid: Array, axis: Array, at: Array) -> Array:
+def design(grid: Array, axis: Array, at: Array) -> Array:
     """(G, len(at), 2): how far along from the first rung's value to the last one's a curve is at each place."""
     span = axis[-1] - axis[0]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -70,11 +70,13 @@ def table_of(values: Sequence[Sequence[float]] | Array, *, rungs: int, what: str
 
 
 def without_spread(table: Array) -> bool:
-    """True where some rung's seeds agree to the last digits, which leaves no noise to judge by."""
-    if table.shape[1] < 2:
-        return True
-    size = float(np.abs(table).max())
-    return bool((table.std(axis=1, ddof=1) <= _ROUNDING * size).any())
+    """True where some rung's seeds agree to the last digits, or where there is one seed: that rung has no interval."""
+    return table.shape[1] < 2 or bool(negligible(table.std(axis=1, ddof=1), table).any())
+
+
+def negligible(spread: Array | float, table: Array) -> Any:
+    """True where a standard deviation is rounding of the values in the table, not chance."""
+    return spread <= _ROUNDING * float(np.abs(table).max())
 
 
 def common_seeds(ladder: Sequence[Scores], arms: Sequence[str]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from scipy import stats
 from harness.compare import ALPHA, LEVEL, Array
 from harness.errors import ConfigError
 from harness.ladder.exponents import FEWEST_RUNGS, Exponents, curves, level_weights
-from harness.ladder.rungs import axis_of, plain, table_of, without_spread
+from harness.ladder.rungs import axis_of, negligible, plain, table_of
 from harness.ladder.words import Words
 
 Form = Literal["power law", "straight line in log budget"]
@@ -251,13 +251,15 @@ def _t_own(rungs: int, n: int) -> float:
 
 
 def _noise(table: Array) -> tuple[float | None, float | None]:
-    """Standard deviations of a score's own noise and of what a seed carries along; None without any spread."""
+    """Standard deviations of a score's own noise and of what a seed carries along; None with one seed or no spread."""
     rungs, n = table.shape
-    if without_spread(table):
+    if n < 2:
         return None, None
     centred = table - table.mean(axis=1, keepdims=True)
     by_seed = centred.mean(axis=0)
     own = float(((centred - by_seed) ** 2).sum()) / ((rungs - 1) * (n - 1))
+    if negligible(math.sqrt(own), table):
+        return None, None
     carried = rungs * float(by_seed.var(ddof=1))
     return math.sqrt(own), math.sqrt(max(0.0, (carried - own) / rungs))
 

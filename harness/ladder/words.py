@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.units import Unit, format_amount
@@ -58,6 +59,20 @@ class Words:
         guide = abs((spread if spread else value) * self.score_scale)
         decimals = 3 if not guide or not math.isfinite(guide) else min(6, max(0, 1 - math.floor(math.log10(guide))))
         return f"{value * self.score_scale:.{decimals}f}"
+
+
+def percent(share: float) -> str:
+    """A probability or a share; never 0 % or 100 % unless it is."""
+    if 0 < share < 0.01:
+        return "under 1 %"
+    if 0.99 < share < 1:
+        return "over 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def more(seeds: int, *, at_least: bool = False) -> str:
