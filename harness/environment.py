@@ -133,7 +133,8 @@ def record(
         "ranks": places,
         "precision": setting.ds_config.precision,
         "ds_config": {"path": setting.ds_config.path, "resolved": resolved_engine},
-        "data": setting.corpus.describe(),
+        "data": setting.corpus.describe()
+        | ({"domains": {k: d.describe() for k, d in setting.domains.items()}} if setting.domains else {}),
         "tokenizer_fingerprint": setting.tokenizer_fingerprint,
         "teachers": teachers,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import corpus as corpora
+from harness.data import domains
 from harness.data.cache import cache_root
 from harness.data.tokenizer import load_tokenizer
 from harness.ds_config import DsConfig
@@ -75,6 +76,12 @@ def fetch(study: StudySpec, ds_config: DsConfig, *, tell: Callable[[str], None])
         Item("corpus", paths[label], str(folder), size_of(folder), built / len(paths))
         for label, folder in setting.corpus.folders.items()
     ]
+    beside = {domain.label: domain.path for domain in study.evaluation.domains}
+    items += [
+        Item("domain", beside[label], str(domain.folder), size_of(domain.folder), 0.0)
+        for label, domain in setting.domains.items()
+        if domain.folder is not None
+    ]
     return items
 
 
@@ -93,6 +100,11 @@ def check(study: StudySpec, ds_config: DsConfig) -> None:
     if not corpora.is_built(study.data):
         raise DataError(
             f"the corpus of study {study.name}", rule=f"it is not in {cache_root()}",
+            remedy="run prefetch on this file system, with the same packages and ISOBUDGET_CACHE",
+        )  # fmt: skip
+    if not domains.is_built(study.evaluation, study.data):
+        raise DataError(
+            f"the domains of study {study.name}", rule=f"not all of them are in {cache_root()}",
             remedy="run prefetch on this file system, with the same packages and ISOBUDGET_CACHE",
         )  # fmt: skip
     prepare(study, ds_config, world=1)

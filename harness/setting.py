@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from harness.data.choices import ChoiceData
     from harness.data.corpus import Corpus
+    from harness.data.domains import Domain
     from harness.data.glue_price import GluePlan
     from harness.data.probes import ProbeData
     from harness.meters.base import Meter
@@ -88,6 +89,7 @@ class Setting:
     special: dict[str, int]
     corpus: Corpus
     world: int
+    tell: Callable[[str], None] | None = None
 
     @cached_property
     def probes(self) -> dict[str, ProbeData]:
@@ -144,6 +146,13 @@ class Setting:
                 remedy="raise the cap, or decide by another score",
             )  # fmt: skip
         return found
+
+    @cached_property
+    def domains(self) -> dict[str, Domain]:
+        """Every domain the study is evaluated on, by label; ConfigError or DataError where one cannot be had."""
+        from harness.data.domains import prepare
+
+        return prepare(self.study.evaluation, self.corpus, tell=self.tell)
 
     @property
     def predicted_per_block(self) -> int:
@@ -293,7 +302,7 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
     corpus = prepare_corpus(study.data, vocab_limit=len(tokenizer), tell=tell)
     setting = Setting(
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, corpus=corpus, world=world,
-        special={"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask},
+        tell=tell, special={"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask},
     )  # fmt: skip
-    _ = setting.arms, setting.probes, setting.choices, setting.glue
+    _ = setting.arms, setting.probes, setting.choices, setting.domains, setting.glue
     return setting

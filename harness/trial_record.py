@@ -47,6 +47,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "tokens": steps * trial.stream.tokens_per_step,
         "unique_tokens": trial.stream.unique_tokens(steps),
         "epochs": max(trial.stream.epochs(steps).values()),
+        "tokens_by_source": trial.stream.tokens_by_source(steps),
         "epochs_by_source": trial.stream.epochs(steps),
         "charged": ledger.spent,
         "unspent": ledger.remaining,

@@ -139,7 +139,7 @@ class Corpus:
                     "blocks": {split: len(p.blocks[split]) for split in SPLITS},
                     "documents": p.manifest["documents"],
                     "tally": p.manifest["tally"],
-                    "identity": _short(p.manifest["identity"]),
+                    "identity": short(p.manifest["identity"]),
                 }
                 for p in self._parts.values()
             },
@@ -172,8 +172,8 @@ def prepare(data: DataSpec, *, vocab_limit: int | None = None, tell: Tell | None
     parts = []
     for source in data.sources:
         known = identity(source)
-        depends_on = _depends_on(source, known, data, fingerprint)
-        folder = cached_folder("corpora", depends_on, partial(_build, source=source, known=known, data=data, tell=tell))
+        key = depends_on(source, known, data, fingerprint)
+        folder = cached_folder("corpora", key, partial(_build, source=source, known=known, data=data, tell=tell))
         parts.append(_open_part(folder, source, data, size, share=source.weight / whole))
     return Corpus(parts, data=data, special=special, vocab_size=size, tokenizer_fingerprint=fingerprint)
 
@@ -185,11 +185,11 @@ def is_built(data: DataSpec) -> bool:
         DataError: a source or the tokenizer cannot be found.
     """
     _, fingerprint = load_tokenizer(data.tokenizer)
-    wanted = (_depends_on(source, identity(source), data, fingerprint) for source in data.sources)
-    return all(folder_of("corpora", depends_on).exists() for depends_on in wanted)
+    wanted = (depends_on(source, identity(source), data, fingerprint) for source in data.sources)
+    return all(folder_of("corpora", key).exists() for key in wanted)
 
 
-def _depends_on(source: SourceSpec, known: dict[str, Any], data: DataSpec, tokenizer: str) -> dict[str, Any]:
+def depends_on(source: SourceSpec, known: dict[str, Any], data: DataSpec, tokenizer: str) -> dict[str, Any]:
     """All that a source's folder is a function of; `known` is the source's identity."""
     return {
         "source": source.path,
@@ -294,7 +294,7 @@ def _open_part(folder: Path, source: SourceSpec, data: DataSpec, vocab_size: int
     return Part(source.label, source.weight, folder, manifest, blocks)
 
 
-def _short(identity: dict[str, Any]) -> dict[str, Any]:
+def short(identity: dict[str, Any]) -> dict[str, Any]:
     """File lists by their hash: a record should not carry ten thousand names."""
     files = identity.get("files")
     if files is None:

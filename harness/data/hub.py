@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.errors import DataError
-from harness.study import SourceSpec
+from harness.study import TextSpec
 
 _OWN = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 
 
-def open_dataset(source: SourceSpec) -> tuple[dict[str, Any], tuple[str, ...], Callable[[str], Iterator[str]]]:
+def open_dataset(source: TextSpec) -> tuple[dict[str, Any], tuple[str, ...], Callable[[str], Iterator[str]]]:
     """(identity, splits, texts of a split). The download lands in the Hub's own cache.
 
     Raises:

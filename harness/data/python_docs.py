@@ -174,7 +174,9 @@ def _capped(documents: list[Passage]) -> list[Passage]:
 
 def _read_all() -> Iterator[tuple[str, str, list[str]]]:
     """(label, key, paragraphs) of every docstring, parsed by a few processes of this module."""
-    jobs = [[label, str(folder), str(path)] for label, (_, folder) in packages().items() for path in _sources(folder)]
+    jobs = [
+        [label, str(folder), str(path)] for label, (_, folder) in packages().items() for path in sources_below(folder)
+    ]
     jobs.sort(key=lambda job: -os.path.getsize(job[2]))
     workers = max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(jobs)))
     # Plain subprocesses: a fork would copy a process full of threads, a spawn would import its main module.
@@ -205,7 +207,8 @@ def _read_all() -> Iterator[tuple[str, str, list[str]]]:
         found.close()
 
 
-def _sources(folder: Path) -> Iterator[Path]:
+def sources_below(folder: Path) -> Iterator[Path]:
+    """Python files below a folder in a fixed order, without tests, vendored copies and generated twins."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if f not in _SKIPPED_FOLDERS and not f.startswith("."))
         # transformers generates modeling_x.py from modular_x.py, docstrings included.

@@ -1,7 +1,7 @@
 """Documents from wherever they are, each assigned to one split.
 
-A source is `python-docs`, a local file or folder (parquet, jsonl or text; a clone of a Hub dataset is
-such a folder), or a Hub dataset. Its own train/validation/test are kept when it has them; what is
+A source is embedded (`python-docs`, `python-code`, `python-comments`), a local file or folder (parquet, jsonl or text;
+a clone of a Hub dataset is such a folder), or a Hub dataset. Its own train/validation/test are kept when it has them; what is
 missing is carved from train by the hash of a document's near-duplicate group. Either way no two
 near-duplicates are in different splits.
 """
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.data import files, neardup, python_docs
+from harness.data import files, neardup, python_code, python_docs
 from harness.data.hashing import U64, text_word
 from harness.errors import DataError
-from harness.study import DataSpec, SourceSpec
+from harness.study import EMBEDDED, DataSpec, SourceSpec, TextSpec
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
-_PYTHON_DOCS = "python-docs"
+_PYTHON_DOCS = EMBEDDED[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class Opened(NamedTuple):
     texts: Callable[[str], Iterator[str]]
 
 
-def identity(source: SourceSpec) -> dict[str, Any]:
+def identity(source: TextSpec) -> dict[str, Any]:
     """What the source's documents are a function of, without reading them: versions, file sizes and dates.
 
     Raises:
         DataError: a missing path, a folder without text, or a Hub that does not answer.
     """
-    if source.path == _PYTHON_DOCS:
-        return python_docs.identity()
+    if source.path in EMBEDDED:
+        return python_docs.identity() if source.path == _PYTHON_DOCS else python_code.identity()
     return {**_open(source).identity, "column": source.text_column, "near_duplicates": neardup.VERSION}
 
 
@@ -64,7 +64,7 @@ def read_documents(source: SourceSpec, data: DataSpec, *, tally: dict[str, int] 
     """
     tally = {} if tally is None else tally
     seen: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    for document in _python_docs(data) if source.path == _PYTHON_DOCS else _generic(source, data, tally):
+    for document in _embedded(source, data) if source.path in EMBEDDED else _generic(source, data, tally):
         seen[document.split] += 1
         yield document
     if not any(seen.values()):
@@ -90,12 +90,38 @@ def split_of(key: str, data: DataSpec) -> str:
     return "validation" if share < data.test_fraction + data.validation_fraction else "train"
 
 
-def _python_docs(data: DataSpec) -> Iterator[Document]:
-    for passage in python_docs.passages():
-        yield Document(passage.text, _PYTHON_DOCS, split_of(passage.key, data), passage.key, passage.label)
+def unsplit(source: TextSpec) -> Iterator[Document]:
+    """All that may be held out of a source that nothing is trained on: its own test or validation split, else every text.
+
+    Documents come in a fixed order, without empty ones; near-duplicates among them are kept.
+
+    Raises:
+        DataError: missing or corrupt files, or a missing column.
+    """
+    if source.path in EMBEDDED:
+        for passage in _passages(source.path):
+            yield Document(passage.text, source.label, "test", passage.key)
+        return
+    opened = _open(source)
+    splits = next(([own] for own in ("test", "validation") if own in opened.splits), list(opened.splits))
+    for split in splits:
+        for text in opened.texts(split):
+            if text.strip():
+                yield Document(text, source.label, "test", f"{text_word(text):016x}")
 
 
-def _open(source: SourceSpec) -> Opened:
+def _passages(path: str) -> Iterator[python_docs.Passage]:
+    return python_docs.passages() if path == _PYTHON_DOCS else python_code.passages(path)
+
+
+def _embedded(source: SourceSpec, data: DataSpec) -> Iterator[Document]:
+    """Documentation is labelled by its package, the others by what they are."""
+    for passage in _passages(source.path):
+        label = passage.label if source.path == _PYTHON_DOCS else source.path
+        yield Document(passage.text, source.label, split_of(passage.key, data), passage.key, label)
+
+
+def _open(source: TextSpec) -> Opened:
     """Find the source on disk, or on the Hub when no such path exists."""
     if files.is_local(source.path):
         found = files.find(source.path)

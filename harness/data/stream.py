@@ -131,6 +131,11 @@ class SampleStream:
             )
         }
 
+    def tokens_by_source(self, steps: int) -> dict[str, int]:
+        """Tokens that `steps` steps take from each source."""
+        drawn = mixture.taken(steps * self.sequences, self._shares)
+        return {label: count * self.corpus.block_length for label, count in zip(self._sources, drawn, strict=True)}
+
     def unique_tokens(self, steps: int) -> int:
         """Distinct tokens seen in `steps` steps; less than steps × tokens_per_step once a source repeats."""
         return (
@@ -165,9 +170,22 @@ class SampleStream:
         )
 
 
-def evaluation_choice(available: int, blocks: int, *, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Which held-out blocks are evaluated, in order."""
-    return permutation(available, key=(_EVALUATION, seed))[:blocks]
+def evaluation_choice(corpus: Corpus, split: str, blocks: int, *, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Which of a split's blocks are evaluated, in order: each source gives its share of the mixture.
+
+    A source that has fewer gives all it has, and the others make up for it. Indices count through the sources in order.
+    """
+    sizes = [len(corpus.blocks(split, source)) for source in corpus.sources]
+    table = mixture.shares([corpus.weights[source] for source in corpus.sources])
+    counts = [min(taken, size) for taken, size in zip(mixture.taken(blocks, table), sizes, strict=True)]
+    for place, size in enumerate(sizes):
+        counts[place] += min(size - counts[place], blocks - sum(counts))
+    offsets = np.cumsum([0, *sizes[:-1]])
+    chosen = [
+        offset + permutation(size, key=(_EVALUATION, seed))[:count]
+        for offset, size, count in zip(offsets, sizes, counts, strict=True)
+    ]
+    return np.concatenate(chosen)
 
 
 def evaluation_batches(
@@ -180,7 +198,7 @@ def evaluation_batches(
     seed: int = 0,
     causal: bool = False,
 ) -> list[Batch]:
-    """Held-out blocks with fixed masks: the same for every arm and seed; fewer blocks are a prefix of more.
+    """Held-out blocks with fixed masks: the same for every arm and seed; of one source, fewer are a prefix of more.
 
     `causal` blocks have no masks but next tokens.
 
@@ -196,7 +214,34 @@ def evaluation_batches(
             rule=f"the {split} split has {len(available)} of {corpus.block_length} tokens",
             remedy="lower evaluation.mlm_blocks or raise the split's fraction",
         )
-    chosen = evaluation_choice(len(available), blocks, seed=seed)
+    chosen = evaluation_choice(corpus, split, blocks, seed=seed)
+    return _fixed(corpus, available, chosen, batch=batch, masking=masking, seed=seed, causal=causal)
+
+
+def domain_batches(
+    corpus: Corpus,
+    available: npt.NDArray[np.unsignedinteger],
+    *,
+    blocks: int,
+    batch: int,
+    masking: MaskingSpec | None = None,
+    causal: bool = False,
+) -> list[Batch]:
+    """At most `blocks` blocks [n, T] of one domain with fixed masks; of a study's only source, its evaluation batches."""
+    chosen = permutation(len(available), key=(_EVALUATION, 0))[:blocks]
+    return _fixed(corpus, available, chosen, batch=batch, masking=masking, seed=0, causal=causal)
+
+
+def _fixed(
+    corpus: Corpus,
+    available: npt.NDArray[np.unsignedinteger],
+    chosen: npt.NDArray[np.int64],
+    *,
+    batch: int,
+    masking: MaskingSpec | None,
+    seed: int,
+    causal: bool,
+) -> list[Batch]:
     masked = (
         next_tokens(available[chosen])
         if causal
@@ -211,4 +256,4 @@ def evaluation_batches(
             vocab_size=corpus.vocab_size,
         )
     )
-    return [Batch.of(MaskedBlocks(*(x[at : at + batch] for x in masked))) for at in range(0, blocks, batch)]
+    return [Batch.of(MaskedBlocks(*(x[at : at + batch] for x in masked))) for at in range(0, len(chosen), batch)]

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 
 from harness import controls
 from harness.data.choices import unigram_accuracy
-from harness.data.stream import Batch, evaluation_batches, evaluation_choice
+from harness.data.stream import Batch, domain_batches, evaluation_batches, evaluation_choice
 from harness.data.text_bytes import block_bytes
 from harness.engine import device_of
 from harness.errors import IsoBudgetError, Preempted
-from harness.evaluate import agreement, choices, clm, glue_study, mlm, readout
+from harness.evaluate import agreement, choices, clm, domains, glue_study, mlm, readout
 from harness.evaluate.glue import Glue
 from harness.evaluate.subject import Subject
 from harness.models.student import build_student
@@ -166,16 +166,24 @@ class Suite:
         wanted: dict[str, Any] = {"clm" if self.setting.study.causal else "mlm": self.spec.mlm_blocks}
         if self.spec.readout is not None:
             wanted["readout"] = self.spec.readout.model_dump(mode="json")
+        answered: list[Any] = []  # one head, trained once, answers these too
         if self.spec.choices is not None:
             recipe = self.spec.choices.model_dump(mode="json")
             if self.spec.choices.head == "readout":
-                wanted["readout"] = [wanted["readout"], recipe]  # one head, trained once, answers both
+                answered.append(recipe)
             else:
                 wanted["choices"] = recipe
+        if self.setting.domains:
+            texts = {label: domain.fingerprint for label, domain in self.setting.domains.items()}
+            answered.append({"domains": texts, "blocks": self.spec.mlm_blocks})
+        if answered:
+            wanted["readout"] = [wanted["readout"], *answered]
         if self.spec.probes is not None:
             recipe = self.spec.probes.model_dump(mode="json", exclude={"tasks"})
             wanted |= {f"probe.{task}": recipe for task in self.spec.probes.tasks}
-        base = [VERSION, self.setting.corpus.fingerprint]
+        # Of several sources, blocks are chosen by their weights: scores made before that are made again.
+        mixture = ["by weight"] if len(self.setting.corpus.sources) > 1 else []
+        base = [VERSION, self.setting.corpus.fingerprint, *mixture]
         return {
             item: hashlib.sha256(json.dumps([*base, item, what], sort_keys=True).encode()).hexdigest()[:16]
             for item, what in wanted.items()
@@ -207,7 +215,10 @@ class Suite:
             )
             if self.spec.choices is not None and self.spec.choices.head == "readout":
                 picked, cost = self.choose(subject, choices.readout_head(subject, layer, head))
-                return scores | picked, flop + cost
+                scores, flop = scores | picked, flop + cost
+            if self.domain_batches:
+                scores |= domains.evaluate(subject, layer, head, self.domain_batches)
+                flop += sum(self._domain_flops(subject, of) for of in self.domain_batches.values())
             return scores, flop
         from harness.evaluate import frozen, probes
 
@@ -245,6 +256,12 @@ class Suite:
             flop += choices.flops(subject, data)
         return found, flop
 
+    def _domain_flops(self, subject: Subject, batches: list[Batch]) -> int:
+        return domains.flops(
+            subject.shape, blocks=sum(batch.input_ids_BT.shape[0] for batch in batches),
+            length=self.setting.study.data.block_length, predicted=sum(batch.labels_N.numel() for batch in batches),
+        )  # fmt: skip
+
     # -- shared data, built once -----------------------------------------------------------------------
     def batches(self, split: str, blocks: int, seed: int = 0) -> list[Batch]:
         blocks = min(blocks, len(self.setting.corpus.blocks(split)))
@@ -263,10 +280,23 @@ class Suite:
         }
 
     @cached_property
+    def domain_batches(self) -> dict[str, list[Batch]]:
+        """Test blocks of every domain, those of the mixture first."""
+        study = self.setting.study
+        return {
+            label: domain_batches(
+                self.setting.corpus, domain.blocks, blocks=self.spec.mlm_blocks, batch=BATCH,
+                masking=study.data.masking, causal=study.causal,
+            )
+            for label, domain in self.setting.domains.items()
+        }  # fmt: skip
+
+    @cached_property
     def test_bytes(self) -> int:
         """Bytes of original text under the next tokens of the evaluated test blocks."""
         sizes = block_bytes(self.setting.corpus, "test", self.setting.tokenizer)
-        return int(sizes[evaluation_choice(len(sizes), min(self.spec.mlm_blocks, len(sizes)))].sum())
+        blocks = min(self.spec.mlm_blocks, len(sizes))
+        return int(sizes[evaluation_choice(self.setting.corpus, "test", blocks)].sum())
 
     @cached_property
     def test_labels(self) -> torch.Tensor:

@@ -106,8 +106,9 @@ def items(found: Sketch, shape: Shape, *, curve: bool, glue: bool = True) -> dic
     spec = found.study.evaluation
     judged = _at_most(spec.mlm_blocks, found.held_out["test"])
     wanted = {"mlm": _own_head(found, shape, judged)}
+    on_curve = curve and spec.readout is not None and spec.readout.on_curve
+    times = 1 + (spec.curve_points if on_curve else 0)
     if spec.readout is not None:
-        times = 1 + (spec.curve_points if curve and spec.readout.on_curve else 0)
         once = _readout(found, shape, spec.readout)
         wanted["readout"] = sum([once] * times, start=Judging())
     if spec.probes is not None:
@@ -116,6 +117,8 @@ def items(found: Sketch, shape: Shape, *, curve: bool, glue: bool = True) -> dic
     if spec.choices is not None:
         for task in spec.choices.tasks:
             wanted[f"choice.{task}"] = Judging(forward=_choices(found, shape, task, spec.choices))
+    if spec.domains:
+        wanted["domains"] = sum([_all_domains(found, shape)] * times, start=Judging())
     if spec.glue is not None and glue:
         wanted["glue"] = Judging(glue=_glue(found, shape, spec.glue))
     return wanted
@@ -146,6 +149,21 @@ def _readout(found: Sketch, shape: Shape, spec: Any) -> Judging:
     tried = len(layers_tried(shape.layers))
     forward += tried * shape.head_flops(judged * per_block)
     return Judging(forward=forward, head=tried * 3 * shape.head_flops(spec.steps * spec.positions))
+
+
+def _all_domains(found: Sketch, shape: Shape) -> Judging:
+    """The sources of the mixture and the others; as many blocks as were asked for where nobody knows how many there are."""
+    from harness.evaluate import domains
+
+    spec = found.study.evaluation
+    labels = [
+        *(s.label for s in found.study.data.sources),
+        *(d.label for d in spec.domains_beside(found.study.data.sources)),
+    ]
+    known = {k: len(d.blocks) for k, d in found.setting.domains.items()} if found.complete else {}
+    blocks = sum(_at_most(spec.mlm_blocks, known.get(label)) for label in labels)
+    predicted = blocks * found.setting.predicted_per_block
+    return Judging(domains.flops(shape, blocks=blocks, length=found.study.data.block_length, predicted=predicted))
 
 
 def _train_blocks(found: Sketch) -> int | None:

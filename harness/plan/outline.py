@@ -17,14 +17,13 @@ from harness.errors import DataError, TeacherError
 from harness.models.teacher import SHIPPED
 from harness.plan.known_models import config_of_known, vocabulary_of_known
 from harness.setting import ArmSetting, Setting, prepare
-from harness.study import StudySpec
+from harness.study import EMBEDDED, StudySpec
 
 if TYPE_CHECKING:
     from harness.models.teacher import TeacherInfo
 
 # A corpus of at most this many bytes is built while the user waits: a second or two.
 SMALL_BYTES = 1_000_000
-PYTHON_DOCS = "python-docs"
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,7 @@ def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | Non
 def _missing(study: StudySpec) -> list[str]:
     """Why the complete setting cannot be made within seconds; empty where it can."""
     from harness.data.corpus import is_built
+    from harness.data.domains import is_built as is_built_of
 
     reasons = [
         f"teacher {path} is not on this machine: its weights and tokenizer are unchecked"
@@ -152,8 +152,12 @@ def _missing(study: StudySpec) -> list[str]:
         reasons.append(
             f"tokenizer {study.data.tokenizer} is not on this machine: whether it is the teacher's is unchecked"
         )
-    elsewhere = [s.path for s in study.data.sources if s.path != PYTHON_DOCS and not Path(s.path).expanduser().exists()]
-    reasons += [f"data source {path} is not on this machine" for path in elsewhere]
+    for what, paths in (("data source", _sources(study)), ("domain", _domains(study))):
+        reasons += [
+            f"{what} {path} is not on this machine"
+            for path in paths
+            if path not in EMBEDDED and not Path(path).expanduser().exists()
+        ]
     glue = study.evaluation.glue
     if glue is not None and (not Path(glue.path).is_dir() or _size(Path(glue.path)) > SMALL_BYTES):
         reasons.append(
@@ -161,12 +165,25 @@ def _missing(study: StudySpec) -> list[str]:
         )
     if not reasons and not is_built(study.data) and not _is_small(study):
         reasons.append("the corpus is not in the cache yet: a run, or prefetch, builds it once")
+    elif not reasons and not is_built_of(study.evaluation, study.data) and not _is_small(study):
+        reasons.append("a domain is not in the cache yet: a run, or prefetch, builds it once")
     return reasons
 
 
+def _sources(study: StudySpec) -> list[str]:
+    return [source.path for source in study.data.sources]
+
+
+def _domains(study: StudySpec) -> list[str]:
+    """The text that is evaluated on and not trained on; ConfigError where it can only be a path and is not there."""
+    from harness.data.domains import untrained
+
+    return [domain.path for domain in untrained(study.evaluation, study.data)]
+
+
 def _is_small(study: StudySpec) -> bool:
-    paths = [source.path for source in study.data.sources]
-    return PYTHON_DOCS not in paths and sum(_size(Path(path).expanduser()) for path in paths) <= SMALL_BYTES
+    paths = [*_sources(study), *_domains(study)]
+    return not set(EMBEDDED) & set(paths) and sum(_size(Path(path).expanduser()) for path in paths) <= SMALL_BYTES
 
 
 def _teacher_is_here(path: str) -> bool:

@@ -15,9 +15,11 @@ from harness.report import numbers
 from harness.report.arms import Arm, Mean, by_arm, list_arms
 from harness.report.control import Split, splits
 from harness.report.currency import Currency, currencies
+from harness.report.domains import Domains, domains
 from harness.report.informative import Probe, list_probes
 from harness.report.nesting import Nesting, nestings
 from harness.report.noise import Spread, spreads, unlike_hardware
+from harness.report.pretraining_first import PretrainingFirst, pretraining_first
 from harness.report.source import Json, Run, Source, charged_accounts, mapping, number
 from harness.report.verdict import Verdict, headline, judge, margin_of, withheld
 from harness.units import Unit
@@ -27,7 +29,7 @@ PROBE_MEAN = "probe.mean"
 REFERENCES = ("teacher", "untrained", "bag_of_words")
 # Facts that travel among the scores: which layer a readout was made from is neither good nor bad.
 FACTS = (".layer",)
-_ORDER = ("readout.", "mlm.", "clm.", PROBE_MEAN, "probe.", "glue.")
+_ORDER = ("readout.", "mlm.", "clm.", PROBE_MEAN, "probe.", "glue.", "domain.")
 # Scores of a student's own head, which some objectives never train.
 OWN_HEAD = {"mlm.": "an MLM head", "clm.": "a next-token head"}
 
@@ -55,6 +57,8 @@ class Analysis:
     splits: list[Split] = field(default_factory=list)
     spreads: list[Spread] = field(default_factory=list)
     nestings: list[Nesting] = field(default_factory=list)
+    pretraining_first: list[PretrainingFirst] = field(default_factory=list)
+    domains: Domains | None = None
     unlike_hardware: str = ""
     """Why measured costs of these arms cannot be compared; empty where they can."""
     alarms: list[Alarm] = field(default_factory=list)
@@ -177,6 +181,8 @@ def analyse(source: Source) -> Analysis:
     result.currencies = currencies(result)
     result.splits = splits(result)
     result.nestings = nestings(result)
+    result.pretraining_first = pretraining_first(result)
+    result.domains = domains(result)
     _missing(result)
     return result
 

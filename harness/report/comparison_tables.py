@@ -6,6 +6,7 @@ from harness.compare import SEEDS_CAP, Comparison
 from harness.report import numbers
 from harness.report.analysis import Analysis
 from harness.report.cells import Cell, Table
+from harness.report.domains import PREFIX as DOMAIN
 from harness.report.source import Json
 
 
@@ -17,8 +18,12 @@ def comparisons(analysis: Analysis, family: str) -> Table:
 
 
 def other_comparisons(analysis: Analysis) -> Table:
-    """Paired differences against the baseline on every score that does not decide."""
-    shown = [c for c in analysis.comparisons if c.family == "baseline" and c.metric != analysis.main and c.n]
+    """Paired differences against the baseline on every score that does not decide; domains have a table of their own."""
+    shown = [
+        c
+        for c in analysis.comparisons
+        if c.family == "baseline" and c.metric != analysis.main and c.n and not c.metric.startswith(DOMAIN)
+    ]
     return _comparison_table(analysis, shown, "comparisons_other", "Other scores, against the baseline", metric=True)
 
 

@@ -36,12 +36,14 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """A path in a 100 × 100 box, y downwards, in the colour of its arm."""
+    """A path in a 100 × 100 box, y downwards, in the colour of its arm; a seed's dots are smaller than a mean's."""
 
     path: str
     arm: int
     mean: bool
     dots: list[Dot]
+    role: str = ""
+    """"interval" for a bar of an interval; else what `mean` says."""
 
 
 @dataclass(frozen=True)

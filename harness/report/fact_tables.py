@@ -14,6 +14,7 @@ from harness.report.source import Json, arms_of, mapping, number
 TRAINED_ON = {
     "same": "was trained on the text that the students learn from",
     "superset": "was trained on the text that the students learn from, and on more",
+    "subset": "was trained on a part of the text that the students learn from",
     "disjoint": "was trained on none of the text that the students learn from",
     "unknown": "was trained on text that nobody has declared",
 }

@@ -12,10 +12,13 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def label(metric: str) -> str:
-    """ "readout.loss" → "Readout loss", "probe.package" → "Probe: package"."""
+    """ "readout.loss" → "Readout loss", "probe.package" → "Probe: package", "domain.code.loss" → "Loss on code"."""
     if metric.endswith(BITS):
         return "Bits per byte"
     head, _, tail = metric.partition(".")
+    if head == "domain":
+        name, _, kind = tail.rpartition(".")
+        return f"{kind.capitalize()} on {name}"
     if not tail:
         return head.replace("_", " ").capitalize()
     word = _WORDS.get(head, head.replace("_", " ").capitalize())

@@ -41,7 +41,7 @@ def score_at(analysis: Analysis, run: Run, metric: str, unit: Unit, cost: float)
 
 def curve(analysis: Analysis, run: Run, metric: str, unit: Unit) -> Points:
     """(cost in `unit`, score) of every evaluation along the way, from the untrained student's at no cost on."""
-    key = metric.replace(".", "_", 1)
+    key = metric.replace(".", "_")
     points: dict[float, float] = {}
     for row in run.evaluations:
         value, spent = number(row.get(key)), number(row.get("spent"))

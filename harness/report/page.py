@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import bars, curves, numbers
+from harness.report import bars, curves, domain_tables, numbers, pretraining_tables
 from harness.report.analysis import Analysis, describe_unit
 from harness.report.cells import Table
 from harness.report.fact_tables import beside_verdict
@@ -45,6 +45,8 @@ def page(analysis: Analysis, tables: Sequence[Table], *, reproduce: str) -> str:
         teacher_cost=teacher_cost(analysis),
         yardsticks=curves.yardsticks(analysis),
         objectives=curves.objectives(analysis),
+        pretraining=pretraining_tables.figures(analysis),
+        domain_effects=domain_tables.forest(analysis),
         references=_references(analysis),
         tables={table.name: table for table in tables},
         reproduce=reproduce,

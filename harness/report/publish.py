@@ -92,6 +92,8 @@ def document(analysis: Analysis) -> Json:
         "comparisons": [c.as_json() for c in analysis.comparisons],
         "controls": [_run(analysis, None, run) for run in source.controls],
         "control_splits": [split.as_json() for split in analysis.splits],
+        "pretraining_first": [found.as_json() for found in analysis.pretraining_first],
+        "domains": None if analysis.domains is None else analysis.domains.as_json(),
         "mixed_models": [nesting.as_json() for nesting in analysis.nestings],
         "spent": [vars(spread) for spread in analysis.spreads],
         "alarms": [alarm.as_json() for alarm in analysis.alarms],

@@ -7,6 +7,7 @@ from harness.report import numbers
 from harness.report.analysis import FACTS, Analysis
 from harness.report.arms import Arm
 from harness.report.cells import Cell, Table, arm_cell
+from harness.report.domains import PREFIX as DOMAIN
 from harness.report.nesting import GLUE, GLUE_MEAN
 from harness.report.source import Json
 
@@ -19,8 +20,8 @@ def scores(analysis: Analysis) -> Table:
     metrics += [m for m in analysis.metrics if m not in metrics]
     others = dict.fromkeys(m for row in analysis.references.values() for m in row)
     metrics += [m for m in others if m not in metrics and not m.startswith("probe.") and not m.endswith(FACTS)]
-    # GLUE's tasks have a table of their own; here they would push the others out of sight.
-    shown = [m for m in metrics if not m.startswith(GLUE) or m in (GLUE_MEAN, analysis.main)]
+    # GLUE's tasks and domains have tables of their own; here they would push the others out of sight.
+    shown = [m for m in metrics if not m.startswith((GLUE, DOMAIN)) or m in (GLUE_MEAN, analysis.main)]
     rows = [[arm_cell(arm), *(_score(analysis, arm, m) for m in shown)] for arm in analysis.arms]
     for name, row in analysis.references.items():
         cells = [Cell(numbers.score(row.get(m), m), role="muted") for m in shown]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from harness.report import (
     comparison_tables,
     cost_tables,
+    domain_tables,
     equality_tables,
     fact_tables,
     nested_tables,
+    pretraining_tables,
     score_tables,
     step_tables,
 )
@@ -24,7 +26,11 @@ def every(analysis: Analysis) -> list[Table]:
         equality_tables.currencies(analysis),
         equality_tables.control(analysis),
         nested_tables.glue(analysis),
+        pretraining_tables.table(analysis),
+        domain_tables.losses(analysis),
+        domain_tables.effects(analysis),
         cost_tables.data_seen(analysis),
+        domain_tables.sources(analysis),
         equality_tables.spent(analysis),
         cost_tables.accounts(analysis),
         step_tables.steps(analysis),

@@ -5,7 +5,7 @@ One file per block of a study file; `study.py` holds the whole, `reading.py` rea
 """
 
 from harness.study.accounting import CHARGEABLE, AccountingSpec
-from harness.study.data import DataSpec, MaskingSpec, SourceSpec
+from harness.study.data import EMBEDDED, DataSpec, DomainSpec, MaskingSpec, SourceSpec, TextSpec
 from harness.study.evaluation import ChoiceSpec, EvaluationSpec, ProbeSpec, ReadoutSpec
 from harness.study.glue import GlueSpec, GridSpec, glue_spec
 from harness.study.models import ModelSpec, TeacherSpec
@@ -16,6 +16,7 @@ from harness.study.study import MAY_DIFFER, ArmSpec, StudySpec
 
 __all__ = [
     "CHARGEABLE",
+    "EMBEDDED",
     "MAY_DIFFER",
     "STUDIES",
     "AccountingSpec",
@@ -23,6 +24,7 @@ __all__ = [
     "BatchSpec",
     "ChoiceSpec",
     "DataSpec",
+    "DomainSpec",
     "EvaluationSpec",
     "GlueSpec",
     "GridSpec",
@@ -36,6 +38,7 @@ __all__ = [
     "SpeedSpec",
     "StudySpec",
     "TeacherSpec",
+    "TextSpec",
     "glue_spec",
     "load",
     "names",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,20 +10,50 @@ from pydantic import Field, model_validator
 
 from harness.study.spec import NAME, Fraction, Positive, Spec
 
+# Text that every Python installation brings along: documentation, and the standard library's code and comments.
+EMBEDDED = ("python-docs", "python-code", "python-comments")
 
-class SourceSpec(Spec):
-    """One corpus: `python-docs`, a local folder or file (parquet, jsonl, text), or a Hub dataset."""
 
-    path: str = "python-docs"
+class TextSpec(Spec):
+    """Where text is: an embedded corpus, a local folder or file (parquet, jsonl, text), or a Hub dataset."""
+
+    path: str
     name: Annotated[str, Field(pattern=NAME)] | None = None
     config: str | None = None
     text_column: str = "text"
-    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _embedded(self) -> TextSpec:
+        if self.path.startswith("python-") and self.path not in EMBEDDED and not Path(self.path).exists():
+            raise ValueError(f"unknown source {self.path!r}: embedded are {', '.join(EMBEDDED)}")
+        return self
 
     @property
     def label(self) -> str:
-        """The source's name in records and probes."""
+        """The source's name in records, probes and domains."""
         return self.name or Path(self.path).name
+
+    def same_text(self, other: TextSpec) -> bool:
+        """True where both read the same texts, whatever they are called."""
+        mine, theirs = ((s.path, s.config, s.text_column) for s in (self, other))
+        return mine == theirs
+
+
+class SourceSpec(TextSpec):
+    """One corpus of the training mixture and its share of it."""
+
+    path: str = EMBEDDED[0]
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class DomainSpec(TextSpec):
+    """Text to evaluate on that no student learns from; or one of the mixture's sources, named again."""
+
+    @model_validator(mode="after")
+    def _named(self) -> DomainSpec:
+        if re.fullmatch(NAME, self.label) is None:
+            raise ValueError(f"domain {self.path!r} needs a name of letters, digits, dots and dashes: give it `name`")
+        return self
 
 
 class MaskingSpec(Spec):

@@ -63,7 +63,7 @@ class TeacherSpec(Spec):
 
     path: str = "builtin"
     weights: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
-    trained_on: Literal["same", "superset", "disjoint", "unknown"] = "unknown"
+    trained_on: Literal["same", "superset", "subset", "disjoint", "unknown"] = "unknown"
     training_flop: Annotated[float, Field(ge=0)] | None = None
     training_cost: list[str] = Field(default_factory=list)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

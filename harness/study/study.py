@@ -123,7 +123,7 @@ class StudySpec(Spec):
             twice = sorted({v for v in listed if listed.count(v) > 1}, key=str)
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is listed twice")
-        scores = self.evaluation.scores(causal=self.causal)
+        scores = self.evaluation.scores(causal=self.causal, sources=self.data.sources)
         if self.evaluation.main not in scores:
             raise ValueError(
                 f"evaluation.main {self.evaluation.main!r} is not a score this study makes: {', '.join(scores)}"
