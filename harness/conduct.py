@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import alarms, controls, environment
+from harness import alarms, branch, controls, environment
 from harness.budget import Account, Charge, Ledger, parse_postings
 from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import SampleStream, evaluation_batches
@@ -191,7 +191,7 @@ class Conductor:
         started = time.monotonic()
         beat(f"the start of {arm.arm.name}, seed {seed}")
         if self.ranks.is_main:
-            if not self.resume and folder.exists():
+            if not self.resume and folder.exists() and not branch.is_branch(folder):
                 shutil.rmtree(folder)  # a trial that never saved a checkpoint and was not asked to resume
             folder.mkdir(parents=True, exist_ok=True)
         self.ranks.barrier()
@@ -209,7 +209,8 @@ class Conductor:
     ) -> None:  # fmt: skip
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
         trial = self.trial(arm, seed, folder, stop, ledger=ledger, measured=instruments.measured)
-        resumed = self.resume and trial.resume()
+        begun = self.ranks.share(branch.is_branch(folder))
+        resumed = (self.resume or begun) and trial.resume()
         if not resumed:
             asked = [
                 Charge(Account.EVALUATION, voucher.flop, Unit.FLOP),
@@ -242,7 +243,7 @@ class Conductor:
         peak = self.denominator  # on every rank: its ranks ask each other
         if self.ranks.is_main:
             record = trial_record(arm, seed, trial, voucher, corpus=self.setting.corpus.fingerprint)
-            record |= {"control": control.record() if control else None, **spent}
+            record |= {"control": control.record() if control else None, "branched": branch.facts(folder), **spent}
             record["efficiency"] = efficiency_record(record, peak)
             export(
                 arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from harness import checkpoint, identity, resume, watchdog
+from harness import branch, checkpoint, identity, resume, watchdog
 from harness.budget import Account, Charge, Ledger
 from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
@@ -53,6 +53,8 @@ def learning_rate(schedule: ScheduleSpec, peak: float, fraction: float) -> float
         return peak * fraction / schedule.warmup
     if schedule.decay == "constant":
         return peak
+    if schedule.decay == "cooldown":
+        return peak * min(1.0, (1 - fraction) / schedule.cooldown)
     rest = (1 - fraction) / (1 - schedule.warmup)
     return peak * (rest if schedule.decay == "linear" else 0.5 * (1 - math.cos(math.pi * rest)))
 
@@ -70,6 +72,7 @@ class Progress:
     seconds: float = 0.0
     stragglers: list[dict[str, Any]] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
+    trunk: bool = False
     energy: dict[str, Any] = field(default_factory=dict)
     steps_by_phase: dict[str, int] = field(default_factory=dict)
 
@@ -133,6 +136,9 @@ class Trial:
                     break
                 price = self.ledger.price(expected)
                 middle = (self.ledger.spent + price / 2) / self.ledger.budget.limit
+                if self.schedule.keep_trunk and not self.progress.trunk and middle > 1 - self.schedule.cooldown:
+                    self.progress.trunk = True
+                    self._save(branch.TRUNK)
                 self.engine.set_learning_rate(
                     learning_rate(self.schedule, self.peak_lr, self.trainee.plan.schedule_progress(min(1.0, middle))),
                     active=self.groups.active[phase],
@@ -279,7 +285,7 @@ class Trial:
             self._save()
 
     # -- checkpoints -------------------------------------------------------------------------------
-    def _save(self) -> None:
+    def _save(self, place: str = "checkpoints") -> None:
         watchdog.beat(f"the checkpoint of step {self.progress.step}", patience=SAVING_PATIENCE)
         self._post_measured()
         self.progress.energy = self.measured.energy.tally.state()
@@ -294,7 +300,7 @@ class Trial:
 
         with self.measured.stage(Account.CHECKPOINT):
             checkpoint.save(
-                self.directory / "checkpoints", step=self.progress.step, state=state, ranks=self.ranks, write=write
+                self.directory / place, step=self.progress.step, state=state, ranks=self.ranks, write=write
             )
             self.ranks.on_main(lambda: resume.note_made(self.directory))
         # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.restore).
@@ -319,14 +325,23 @@ class Trial:
             return False
         folder, state, passed_over = found
         then = state.get("identity") or {}
+        if self.ranks.share(branch.is_branch(self.directory)):
+            then = branch.as_own(then, self.identity)
         changed = identity.permit(then, self.identity, self.allowed, what=f"a checkpoint of step {folder.name[5:]}")
         self.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(self.overrides, changed))
         resume.read(folder, engine=self.engine, ranks=self.ranks, written_by=then["world_size"]["ranks"])
-        lost = self.ledger.restore(resume.rebased(state["ledger"], self.ledger) if changed else state["ledger"])
+        longer = state["ledger"]["limit"] != self.ledger.budget.limit
+        kept = resume.rebased(state["ledger"], self.ledger) if changed or longer else state["ledger"]
+        lost = self.ledger.restore(kept)
         self.progress = Progress(**state["progress"])
+        if longer:
+            # Milestones lie at fractions of a budget: this one's, from here on.
+            self.progress.saves = int(self.ledger.fraction_spent * (self.saves + 1))
+            self.progress.trunk = False
         self._tell_passed_over(folder, passed_over)
         self.measured.energy.tally.restore(self.progress.energy)
-        self.resumed = True
+        # A branch starts once, like any run: that its trunk had started too is in its ledger already.
+        self.resumed = not longer
         self._post_lost(lost)
         metrics = self.directory / "metrics.jsonl"
         if self.ranks.is_main and metrics.exists():

@@ -8,13 +8,21 @@ from typing import Any
 from harness.commands._study import print_json
 
 
-def show_report(directory: Path, *, as_json: bool) -> None:
-    """Rebuild the report and print its verdict."""
-    from harness.report import build_report, summary_lines
+def write_report(directory: Path) -> dict[str, Any]:
+    """Rebuild the report and its students' model cards; returns the report as JSON."""
+    from harness.report import build_report
     from harness.report.model_card import write_cards
 
     table = build_report(directory)
     write_cards(directory)
+    return table
+
+
+def show_report(directory: Path, *, as_json: bool) -> None:
+    """Rebuild the report and print its verdict."""
+    from harness.report import summary_lines
+
+    table = write_report(directory)
     _show(table, directory, summary_lines(table), as_json=as_json)
 
 

@@ -10,6 +10,7 @@ from harness.errors import ConfigError
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
     from harness.study import StudySpec
+    from harness.sweep.expand import Sweep
 
 
 def study_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,20 +40,53 @@ def study_flags(parser: argparse.ArgumentParser) -> None:
 
 def inputs(options: argparse.Namespace) -> tuple[StudySpec, DsConfig | None]:
     """The study and the ds_config, read and checked before anything heavy is imported."""
-    from harness import ds_config
     from harness.study import load
 
-    seeds = None
-    if options.seeds is not None:
-        try:
-            seeds = [int(s) for s in options.seeds.split(",")]
-        except ValueError:
+    study = load(
+        options.study, arms=_arms(options), seeds=_seeds(options), budget=options.budget,
+        assignments=options.assignments,
+    )  # fmt: skip
+    return study, engine_of(options)
+
+
+def sweep_of(options: argparse.Namespace) -> Sweep | None:
+    """The sweep that --study names, with the command line's changes; None where it names a single study."""
+    from harness.study.reading import SWEEP, read
+    from harness.sweep.expand import expand
+
+    tree = read(options.study, seeds=_seeds(options), assignments=options.assignments)
+    if SWEEP not in tree:
+        return None
+    if options.budget is not None:
+        if any("budget" in point.spec.set for point in expand(tree, where=options.study).points):
             raise ConfigError(
-                f"--seeds {options.seeds}", rule="seeds are whole numbers", remedy="for example --seeds 1,2,3"
-            ) from None
-    arms = [a.strip() for a in options.arms.split(",")] if options.arms is not None else None
-    study = load(options.study, arms=arms, seeds=seeds, budget=options.budget, assignments=options.assignments)
-    return study, ds_config.read(options.ds_config) if options.ds_config else None
+                f"--budget {options.budget}", rule="this sweep sets the budget of every point itself",
+                remedy="change sweep.values, for example --set 'sweep.values=[1 Tflop, 2 Tflop]'",
+            )  # fmt: skip
+        tree["budget"] = options.budget
+    return expand(tree, where=options.study, arms=_arms(options))
+
+
+def engine_of(options: argparse.Namespace) -> DsConfig | None:
+    """The ds_config that was given, read and checked."""
+    from harness import ds_config
+
+    return ds_config.read(options.ds_config) if options.ds_config else None
+
+
+def _arms(options: argparse.Namespace) -> list[str] | None:
+    return [a.strip() for a in options.arms.split(",")] if options.arms is not None else None
+
+
+def _seeds(options: argparse.Namespace) -> list[int] | None:
+    if options.seeds is None:
+        return None
+    try:
+        return [int(s) for s in options.seeds.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--seeds {options.seeds}", rule="seeds are whole numbers", remedy="for example --seeds 1,2,3"
+        ) from None
 
 
 def default_engine() -> DsConfig:

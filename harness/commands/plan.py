@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from harness.commands._study import default_engine, inputs, print_json, study_flags
+from harness.commands._study import default_engine, engine_of, inputs, print_json, study_flags, sweep_of
+from harness.commands._sweep import plan_sweep, show_plan
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
     from harness.plan.machines import Machine
+    from harness.study import StudySpec
 
 HELP = "what every arm will cost, before anything is spent"
 
@@ -34,7 +36,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     from harness.plan.machines import parse_on
 
     _import_libraries()
-    study, ds_config = inputs(options)
+    sweep = sweep_of(options)
+    study, ds_config = (None, engine_of(options)) if sweep else inputs(options)
     terms = Terms(options.price, options.currency, options.watts, options.grid)
     machine = parse_on(options.on) if options.on else None
     if options.utilisation and machine is None:
@@ -51,8 +54,17 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     utilisation = Utilisation.parse(options.utilisation) if options.utilisation else None
     tell = reporter(is_main=True, json=options.json)
     ds_config = ds_config or _default(machine)
-    found = sketch(study, ds_config, world=machine.devices if machine else 1, tell=tell.say)
-    table = estimate(found, machine=machine, utilisation=utilisation, terms=terms)
+
+    def price(study: StudySpec) -> dict[str, Any]:
+        found = sketch(study, ds_config, world=machine.devices if machine else 1, tell=tell.say)
+        return estimate(found, machine=machine, utilisation=utilisation, terms=terms)
+
+    if sweep is not None:
+        table = plan_sweep(sweep, price)
+        print_json(table) if options.json else show_plan(table)
+        return 0
+    assert study is not None
+    table = price(study)
     print_json(table) if options.json else show(table)
     return 0
 

@@ -6,13 +6,16 @@ import argparse
 from pathlib import Path
 
 from harness.commands._report import show_joined, show_report
+from harness.commands._sweep import is_sweep, show_sweep
 from harness.errors import ConfigError
 
 HELP = "rebuild the report of a finished or interrupted run"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directories", metavar="DIR", nargs="+", help="one run, or several of one study to be joined")
+    parser.add_argument(
+        "directories", metavar="DIR", nargs="+", help="one run or sweep, or several runs of one study to be joined"
+    )
     parser.add_argument("--out", metavar="DIR", help="where the report of joined runs goes (default beside the first)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -31,5 +34,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         raise ConfigError(
             f"--out {options.out}", rule="one run's report lies in its own directory", remedy="leave --out away"
         )
-    show_report(directories[0], as_json=options.json)
+    if is_sweep(directories[0]):
+        show_sweep(directories[0], as_json=options.json)
+    else:
+        show_report(directories[0], as_json=options.json)
     return 0

@@ -7,11 +7,19 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.commands._report import show_report
-from harness.commands._study import default_engine, inputs, study_flags
+from harness.commands._report import show_report, write_report
+from harness.commands._study import default_engine, inputs, study_flags, sweep_of
 from harness.errors import ConfigError, IsoBudgetError, Preempted
 from harness.identity import KINDS, parse_kinds
+
+if TYPE_CHECKING:
+    from harness.ds_config import DsConfig
+    from harness.ranks import Ranks
+    from harness.rundir import RunDirectory
+    from harness.setting import Setting
+    from harness.study import StudySpec
 
 HELP = "train, evaluate, compare and report a study (the default)"
 
@@ -59,7 +67,6 @@ def push(root: Path, name: str, *, tell: Callable[[str], None]) -> None:
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
-    study, ds_config = inputs(options)
     allowed = parse_kinds(options.allow)
     if options.push_to_hub:
         from harness.push import check_name
@@ -68,33 +75,51 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     from harness import trackers
 
     trackers.check(options.track)
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from harness.engine import check, connect
-
     if (options.resume or options.auto_resume) and not options.out:
         raise ConfigError(
             "--resume without --out", rule="only a named directory can be resumed", remedy="add --out DIR"
         )
-    ranks = connect()
-    from harness.meters.requirements import require
+    sweep = sweep_of(options)
+    if sweep is not None:
+        from harness.commands._sweep import run_sweep
 
-    require(study.limit.unit, budget=study.budget, ranks=ranks, allowed=allowed)
+        return run_sweep(sweep, options, given, allowed=allowed)
+    study, ds_config = inputs(options)
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from harness.engine import connect
+
+    ranks = connect()
+    out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
+    resuming = options.resume or (options.auto_resume and ranks.share((Path(out) / "study.yaml").exists()))
+    run_study(study, ds_config, Path(out), options, given, ranks=ranks, allowed=allowed, resuming=resuming)
+    if ranks.is_main:
+        show_report(Path(out), as_json=options.json)
+    return 0
+
+
+def run_study(
+    study: StudySpec, ds_config: DsConfig | None, out: Path, options: argparse.Namespace, given: list[str], *,
+    ranks: Ranks, allowed: frozenset[str], resuming: bool, before: Callable[[Setting, RunDirectory], None] | None = None,
+) -> None:  # fmt: skip
+    """One study from its checks to its report, in `out`; `before` is called when the directory is open."""
+    from harness import trackers
     from harness.conduct import Conductor
+    from harness.engine import check
     from harness.jobs import WHOLE, JobRecord, open_alone
+    from harness.meters.requirements import require
     from harness.progress import reporter
-    from harness.rundir import STUDY, RunDirectory
+    from harness.rundir import RunDirectory
     from harness.setting import prepare
 
+    require(study.limit.unit, budget=study.budget, ranks=ranks, allowed=allowed)
     tell = reporter(is_main=ranks.is_main, json=options.json)
-    out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
     ds_config = ds_config or default_engine()
     check(ds_config, sequences=study.batch.sequences, world=ranks.world)
     # Everything is checked before the directory is made, by every rank alike.
     setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
-    directory = RunDirectory(Path(out))
-    resuming = options.resume or (options.auto_resume and ranks.share((Path(out) / STUDY).exists()))
+    directory = RunDirectory(out)
     merged = ranks.on_main(lambda: open_alone(directory, study, resume=resuming, allowed=allowed))
     if merged != study:
         setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
@@ -115,11 +140,13 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if options.hang_timeout is not None:
         conductor.hang_timeout_s = options.hang_timeout
     try:
+        if before is not None:
+            before(setting, directory)
         conductor.run()
         if ranks.is_main:
             directory.status("done")
             record.end("done")
-            show_report(directory.root, as_json=options.json)
+            write_report(directory.root)
             if options.push_to_hub:
                 push(directory.root, options.push_to_hub, tell=tell.say)
     except BaseException as error:
@@ -135,4 +162,3 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         if ranks.is_main:
             directory.close()
     ranks.barrier()
-    return 0

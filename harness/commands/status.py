@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands._study import print_json
+from harness.commands._sweep import is_sweep, status_sweep
 
 if TYPE_CHECKING:
     from harness.runs import StudyStatus
@@ -37,6 +38,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
 
     if options.exit_code:
         return runs.recorded_exit_code(Path(options.directory), job=options.job)
+    if is_sweep(Path(options.directory)):
+        return status_sweep(Path(options.directory), silent_s=options.silent_after, as_json=options.json)
     found = runs.read(Path(options.directory), silent_s=options.silent_after)
     print_json(found.as_json()) if options.json else show(found)
     return found.verdict

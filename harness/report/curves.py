@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.report import numbers
 from harness.report.analysis import Analysis
@@ -57,7 +57,7 @@ class EndLabel:
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel; `height` in pixels, everything else in per cent of the plot."""
+    """One panel; `height` in pixels, everything else in per cent of the plot. `zero`: where a line across is drawn."""
 
     title: str
     detail: str
@@ -69,6 +69,8 @@ class Chart:
     ends: list[EndLabel]
     alt: str
     arm: int | None = None
+    areas: list[Line] = field(default_factory=list)
+    zero: float | None = None
 
 
 @dataclass(frozen=True)

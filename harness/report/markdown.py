@@ -45,7 +45,7 @@ def markdown(analysis: Analysis, tables: Iterable[Table], *, reproduce: str) -> 
     for table in tables:
         # The resolved engine configuration is long; it is in the page and in tables/engine.csv.
         if table.rows and table.name != "engine":
-            lines += [f"## {escape(table.title)}", "", *_table(table), ""]
+            lines += [f"## {escape(table.title)}", "", *table_lines(table), ""]
             lines += [f"{escape(note)}  " for note in table.notes] + [""]
     if analysis.warnings:
         lines += ["## Warnings", "", *(f"- {escape(text)}" for text in analysis.warnings), ""]
@@ -54,7 +54,8 @@ def markdown(analysis: Analysis, tables: Iterable[Table], *, reproduce: str) -> 
     return "\n".join(lines)
 
 
-def _table(table: Table) -> Iterable[str]:
+def table_lines(table: Table) -> Iterable[str]:
+    """A table in Markdown, line by line."""
     yield "| " + " | ".join(escape(column) for column in table.columns) + " |"
     yield "|" + "|".join(" --- " if i == 0 or table.words else " ---: " for i in range(len(table.columns))) + "|"
     for row in table.rows:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.errors import ConfigError
 from harness.report import numbers, tables
@@ -17,6 +13,7 @@ from harness.report.analysis import Analysis, analyse, describe_unit
 from harness.report.arms import Arm
 from harness.report.checks import check
 from harness.report.fact_tables import declared
+from harness.report.files import finite, write_csv, write_text
 from harness.report.join import join
 from harness.report.markdown import markdown
 from harness.report.page import page
@@ -55,10 +52,10 @@ def _publish(source: Source, directory: Path) -> Json:
     shown = tables.every(analysis)
     report = document(analysis)
     for table in shown:
-        _write_csv(directory / "tables" / f"{table.name}.csv", table.records)
-    _write(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _write(directory / "report.md", markdown(analysis, shown, reproduce=report["reproduce"]))
-    _write(directory / "report.html", page(analysis, shown, reproduce=report["reproduce"]))
+        write_csv(directory / "tables" / f"{table.name}.csv", table.records)
+    write_text(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(directory / "report.md", markdown(analysis, shown, reproduce=report["reproduce"]))
+    write_text(directory / "report.html", page(analysis, shown, reproduce=report["reproduce"]))
     return report
 
 
@@ -106,7 +103,7 @@ def document(analysis: Analysis) -> Json:
         "resolved_study": source.study,
         "reproduce": reproduce(analysis),
     }
-    return _finite(report)
+    return finite(report)
 
 
 def _run(analysis: Analysis, arm: Arm | None, run: Run) -> Json:
@@ -189,31 +186,3 @@ def summary_lines(report: Json) -> list[str]:
             lines.append(f"{count} {words[0]}{ending}: see the report")
     # Sentences may hold a study's own line breaks; the table's columns keep their spaces.
     return [" ".join(line.split()) if i < told or line.startswith("alarm: ") else line for i, line in enumerate(lines)]
-
-
-def _finite(value: Any) -> Any:
-    """JSON without NaN and infinity: null says as much and every parser reads it."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)
-
-
-def _write_csv(path: Path, records: list[Json]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(records)
-    os.replace(temporary, path)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

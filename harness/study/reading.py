@@ -13,6 +13,8 @@ from harness.study.keys import assign, number, numbers
 from harness.study.study import StudySpec, validated
 
 STUDIES = Path(__file__).parents[1] / "studies"
+# The key that turns a study file into a family of studies; see harness.sweep.
+SWEEP = "sweep"
 
 
 def names() -> list[str]:
@@ -31,9 +33,31 @@ def load(
     """Read a named study or a YAML file, apply the command line's changes, and validate the result.
 
     Raises:
-        ConfigError: unknown study, arm, key or unit; malformed YAML; a value outside its range.
+        ConfigError: unknown study, arm, key or unit; malformed YAML; a value outside its range; a sweep.
+    """
+    tree = read(study, seeds=seeds, budget=budget, assignments=assignments)
+    if SWEEP in tree:
+        raise ConfigError(
+            f"study {study!r} is a sweep, a family of studies", rule="this command takes one study",
+            remedy="run, plan, report and status take a sweep; each of its points is a study of its own",
+        )  # fmt: skip
+    spec = validate(tree, where=study)
+    return spec if arms is None else only_arms(spec, arms, where=study)
+
+
+def read(
+    study: str, *, seeds: list[int] | None = None, budget: str | None = None, assignments: list[str] | None = None
+) -> dict[str, Any]:
+    """The tree of a named study or a YAML file with the command line's changes, not yet validated.
+
+    Raises:
+        ConfigError: unknown study, malformed YAML, an assignment that is none.
     """
     tree = _read(study)
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"study {study}", rule="a study file is a mapping of keys", remedy="see harness/studies/quickstart.yaml"
+        )
     for assignment in assignments or []:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -49,24 +73,26 @@ def load(
         tree["budget"] = budget
     if seeds is not None:
         tree["seeds"] = seeds
-    spec = validate(tree, where=study)
-    if arms is not None:
-        known = {arm.name: arm for arm in spec.arms}
-        for name in arms:
-            if name not in known:
-                raise ConfigError(
-                    f"arm {name!r}", rule=f"{study} has the arms {', '.join(known)}", remedy="pick from those"
-                )
-        baseline = spec.baseline if spec.baseline in arms else None
-        spec = validate(
-            {
-                **spec.model_dump(mode="json"),
-                "arms": [known[n].model_dump(mode="json") for n in arms],
-                "baseline": baseline,
-            },
-            where=study,
-        )
-    return spec
+    return tree
+
+
+def only_arms(spec: StudySpec, arms: list[str], *, where: str) -> StudySpec:
+    """The study with these of its arms, in this order."""
+    known = {arm.name: arm for arm in spec.arms}
+    for name in arms:
+        if name not in known:
+            raise ConfigError(
+                f"arm {name!r}", rule=f"{where} has the arms {', '.join(known)}", remedy="pick from those"
+            )
+    baseline = spec.baseline if spec.baseline in arms else None
+    return validate(
+        {
+            **spec.model_dump(mode="json"),
+            "arms": [known[n].model_dump(mode="json") for n in arms],
+            "baseline": baseline,
+        },
+        where=where,
+    )
 
 
 def validate(tree: Any, *, where: str) -> StudySpec:

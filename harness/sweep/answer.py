@@ -1,0 +1,174 @@
+"""What a sweep says: for every challenger where the order flips, or what else its kind asks; and one headline."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from harness.compare import higher_is_better
+from harness.errors import IsoBudgetError
+from harness.ladder.breakeven import BreakEven, breakeven
+from harness.ladder.crossover import Crossover, crossover
+from harness.ladder.rungs import differences_of
+from harness.ladder.words import Words
+from harness.report import numbers
+from harness.report.arms import Arm
+from harness.sweep.gather import Found
+
+Along = Crossover | BreakEven
+
+
+@dataclass(frozen=True)
+class Line:
+    """One sentence about one arm; `data` is what it was made of."""
+
+    arm: str
+    sentence: str
+    data: dict[str, Any] = field(default_factory=dict)
+    along: Along | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The headline first; `lines` in the order of the arms; `asides` answer what the kind asks besides."""
+
+    headline: str
+    reason: str
+    lines: list[Line]
+    asides: list[Line] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        lines = {
+            name: [{"arm": line.arm, "sentence": line.sentence, **line.data} for line in group]
+            for name, group in (("lines", self.lines), ("asides", self.asides))
+        }
+        return {"headline": self.headline, "reason": self.reason, **lines}
+
+
+def words_of(found: Found) -> Words:
+    scale = 100.0 if numbers.percent(found.metric) or found.metric.startswith("glue.") else 1.0
+    return Words(numbers.unit(found.metric), scale, found.unit)
+
+
+def answer(found: Found) -> Answer:
+    """The sweep's answer from the points that are there; says what is missing where that is too few."""
+    if found.sweep.spec.kind == "tune":
+        return _tuned(found)
+    if len(found.at) < 2 or found.baseline is None or not found.challengers:
+        why = "it needs two finished points" if len(found.at) < 2 else "it needs a baseline and another arm"
+        return Answer("Cannot tell yet", f"{len(found.at)} of {len(found.sweep.points)} points are there; {why}", [])
+    lines = [_line(found, arm.name, found.baseline.name) for arm in found.challengers]
+    best = max(lines, key=_standing)
+    others = f", the best of {len(lines)} challengers on average" if len(lines) > 1 else ""
+    reason = (
+        f"{numbers.label(found.metric)} over {found.kind.axis}, {len(found.at)} points from "
+        f"{_at(found, found.x[0])} to {_at(found, found.x[-1])}; {best.arm} against {found.baseline.name}{others}"
+    )
+    return Answer(
+        best.sentence[:1].upper() + best.sentence[1:], reason, lines, _same_method(found) + _best_point(found)
+    )
+
+
+def _line(found: Found, challenger: str, baseline: str) -> Line:
+    """Where this challenger and the baseline change places along the axis."""
+    along: Along
+    try:
+        table, seeds = differences_of(found.ladder, challenger=challenger, baseline=baseline, metric=found.metric)
+        if found.sweep.spec.kind == "amortise":
+            along = breakeven(found.x, table, arm=challenger, baseline=baseline, words=words_of(found))
+        else:
+            along = crossover(
+                found.x, table, challenger=challenger, baseline=baseline, log=found.kind.log, words=words_of(found)
+            )
+    except IsoBudgetError as error:
+        return Line(challenger, f"{challenger} or {baseline}: cannot tell yet ({error})")
+    unlike = found.at[0].analysis.meaningless(found.metric)
+    if reason := unlike.get(challenger) or unlike.get(baseline):
+        return Line(challenger, f"{challenger} or {baseline}: cannot tell by this score: {reason}")
+    return Line(challenger, along.sentence(), {"seeds": list(seeds), **along.as_json()}, along)
+
+
+def _standing(line: Line) -> float:
+    along = line.along.along if isinstance(line.along, BreakEven) else line.along
+    return statistics.fmean(along.mean) if along is not None else float("-inf")
+
+
+def _same_method(found: Found) -> list[Line]:
+    """Arms of one method under different teachers: what the other teacher, or its extra data, was worth."""
+    lines: list[Line] = []
+    specs = {arm.name: _method(found, arm) for arm in found.challengers}
+    for first, second in combinations(found.challengers, 2):
+        if specs[first.name][0] == specs[second.name][0] and specs[first.name][1] != specs[second.name][1]:
+            line = _line(found, first.name, second.name)
+            lines.append(
+                Line(first.name, f"{first.name} against {second.name}: {line.sentence}", line.data, line.along)
+            )
+    return lines
+
+
+def _method(found: Found, arm: Arm) -> tuple[str, str]:
+    """(objective, teacher) of an arm, as its study says."""
+    tree = found.at[0].point.tree
+    spec = next((each for each in tree.get("arms") or [] if each.get("name") == arm.name), {})
+    shared = (tree.get("teacher") or {}).get("path")
+    return str(spec.get("objective")), str((spec.get("differs") or {}).get("teacher.path", shared))
+
+
+def _best_point(found: Found) -> list[Line]:
+    """For sweeps over teachers: at which point each challenger is best. Chosen from the data, so said as that."""
+    if not found.sweep.spec.kind.startswith("teacher"):
+        return []
+    lines: list[Line] = []
+    for arm in found.challengers:
+        means = {each.x: m.mean for each in found.at if (m := each.analysis.score(arm.name, found.metric)) is not None}
+        x = (max if higher_is_better(found.metric) else min)(means, key=lambda x: means[x])
+        edge = "; on the edge of the range: a better one may lie beyond" if x in (found.x[0], found.x[-1]) else ""
+        lines.append(
+            Line(
+                arm.name,
+                f"{arm.name} is best with {found.kind.axis} at {_at(found, x)}, chosen from these data{edge}",
+                {"best": x},
+            )
+        )
+    return lines
+
+
+def _tuned(found: Found) -> Answer:
+    """The best value of every arm, and whether it lies on the grid's edge."""
+    if len(found.at) < 2:
+        return Answer("Cannot tell yet", f"{len(found.at)} of {len(found.sweep.points)} points are there", [])
+    lines: list[Line] = []
+    for arm in found.arms:
+        means = {each.x: m.mean for each in found.at if (m := each.analysis.score(arm.name, found.metric)) is not None}
+        if not means:
+            lines.append(Line(arm.name, f"{arm.name}: no finished trial"))
+            continue
+        x = (max if higher_is_better(found.metric) else min)(means, key=lambda x: means[x])
+        edge = x in (found.x[0], found.x[-1])
+        warning = " Warning: it lies on the edge of the grid; widen the grid." if edge else ""
+        score = numbers.score(means[x], found.metric)
+        lines.append(
+            Line(
+                arm.name,
+                f"{arm.name}: best {found.kind.axis} {x:g} ({numbers.label(found.metric)} {score}).{warning}",
+                {"best": x, "edge": edge, "scores": {f"{at:g}": mean for at, mean in means.items()}},
+            )
+        )
+    best = {line.data["best"] for line in lines if line.data}
+    edges = sum(bool(line.data.get("edge")) for line in lines)
+    headline = (
+        f"All arms are best at {found.kind.axis} {best.pop():g}"
+        if len(best) == 1
+        else f"Arms differ in their best {found.kind.axis}"
+    )
+    headline += f"; {edges} of {len(lines)} on the edge of the grid" if edges else ""
+    trials = f"{len(found.at)} trials of every arm, {numbers.label(found.metric)} on held-out text"
+    return Answer(
+        headline, f"{trials}; the best of several is a choice from these data, not a comparison of arms", lines
+    )
+
+
+def _at(found: Found, x: float) -> str:
+    return words_of(found).rung(x)

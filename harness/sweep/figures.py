@@ -1,0 +1,172 @@
+"""A sweep's two pictures: every challenger's effect along the axis with its 95 % band, and every arm's score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.errors import IsoBudgetError
+from harness.ladder.crossover import band
+from harness.ladder.rungs import differences_of
+from harness.report import numbers
+from harness.report.arms import Arm
+from harness.report.axis import Tick, axis, scale_of
+from harness.report.curves import Chart, Dot, Line, spread_labels
+from harness.sweep.answer import words_of
+from harness.sweep.gather import Found
+
+# Room beside the first and the last point, and places at which a band is drawn between them.
+MARGIN = 4.0
+PLACES = 97
+# Two labels of the axis need so many per cent of its length.
+LABEL_WIDTH = 9.0
+
+
+class _Axis:
+    """Per cent of the plot's width for a place of the axis."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self.log = found.kind.log
+        self.low, self.high = (self._line(found.x[i]) for i in (0, -1))
+
+    def _line(self, x: float) -> float:
+        return math.log(x) if self.log else x
+
+    def __call__(self, x: float) -> float:
+        return MARGIN + (100 - 2 * MARGIN) * (self._line(x) - self.low) / ((self.high - self.low) or 1.0)
+
+    def between(self) -> list[float]:
+        """Places from end to end, the points among them."""
+        line = np.linspace(self.low, self.high, PLACES)
+        inner = [float(math.exp(v) if self.log else v) for v in line[1:-1]]
+        return sorted({*self.found.x, *inner})
+
+    def ticks(self) -> list[Tick]:
+        scale = scale_of(max(self.found.x), self.found.unit)
+        kept: list[Tick] = []
+        for x in self.found.x:
+            if not kept or self(x) - kept[-1].at >= LABEL_WIDTH:
+                kept.append(Tick(self(x), scale.write(x)))
+        return kept
+
+    @property
+    def title(self) -> str:
+        scale = scale_of(max(self.found.x), self.found.unit)
+        return f"{self.found.kind.axis}, {scale.name}" if scale.name not in ("", "parameters") else self.found.kind.axis
+
+
+def charts(found: Found) -> list[Chart]:
+    """Effects against the baseline first, then scores; none where fewer than two points are there."""
+    if len(found.at) < 2:
+        return []
+    tuning = found.sweep.spec.kind == "tune"
+    effects = None if tuning or found.baseline is None else _effects(found)
+    return [chart for chart in (effects, _scores(found)) if chart is not None]
+
+
+def _effects(found: Found) -> Chart | None:
+    assert found.baseline is not None
+    place, words = _Axis(found), words_of(found)
+    at = place.between()
+    tables: list[tuple[Arm, np.ndarray]] = []
+    for arm in found.challengers:
+        try:
+            table, _ = differences_of(
+                found.ladder, challenger=arm.name, baseline=found.baseline.name, metric=found.metric
+            )
+        except IsoBudgetError:
+            continue
+        tables.append((arm, table * words.score_scale))
+    if not tables:
+        return None
+    bands = [(arm, table, band(found.x, table, at=at, log=found.kind.log)) for arm, table in tables]
+    seen = [0.0] + [float(v) for _, table, parts in bands for group in (table.ravel(), *parts) for v in group]
+    # A band of two seeds may be wider than all that was measured: what was measured sets the scale.
+    measured = [float(v) for _, table in tables for v in table.ravel()] + [0.0]
+    reach = 1.5 * (max(measured) - min(measured) or 1e-3)
+    low, high = _range([v for v in seen if min(measured) - reach <= v <= max(measured) + reach])
+
+    def point(x: float, y: float) -> tuple[float, float]:
+        return place(x), min(100.0, max(0.0, 100 * (high - y) / (high - low)))
+
+    areas, lines, ends = [], [], []
+    for arm, table, (mean, lower, upper) in bands:
+        if np.isfinite(lower).all():
+            there = [point(x, float(y)) for x, y in zip(at, upper, strict=True)]
+            back = [point(x, float(y)) for x, y in zip(at, lower, strict=True)]
+            areas.append(Line(_path([*there, *reversed(back)]), arm.index, False, []))
+        for seed in table.T if table.shape[1] > 1 else []:
+            lines.append(
+                Line(_path([point(x, float(y)) for x, y in zip(found.x, seed, strict=True)]), arm.index, False, [])
+            )
+        dots = [
+            Dot(*_rounded(point(x, float(y))), f"{arm.name}: {y:+.3g} {words.score_unit} at {words.rung(x)}")
+            for x, y in zip(found.x, table.mean(axis=1), strict=True)
+        ]
+        lines.append(Line(_path([point(x, float(y)) for x, y in zip(at, mean, strict=True)]), arm.index, True, dots))
+        ends.append((arm.name, arm.index, 320 * point(found.x[-1], float(mean[-1]))[1] / 100))
+    told = "; ".join(f"{arm.name} {table.mean(axis=1)[-1]:+.3g} at the last point" for arm, table in tables)
+    return Chart(
+        title=f"Difference to {found.baseline.name}", height=320, lines=lines, areas=areas,
+        detail=f"{numbers.label(found.metric)}, {words.score_unit}; above the line is better; band: 95 % at each place",
+        x_ticks=place.ticks(), y_ticks=[Tick(100 - t.at, t.text) for t in axis(low, high)], x_title=place.title,
+        ends=spread_labels(ends, 320), alt=f"Difference to {found.baseline.name} over {found.kind.axis}: {told}",
+        zero=point(found.x[0], 0.0)[1],
+    )  # fmt: skip
+
+
+def _scores(found: Found) -> Chart | None:
+    place, scale = _Axis(found), words_of(found).score_scale
+    flagged = found.at[0].analysis.meaningless(found.metric)
+    series: list[tuple[Arm, dict[float, dict[int, float]]]] = []
+    for arm in found.arms:
+        scored = [(each.x, each.scores.get(arm.name, {})) for each in found.at]
+        points = {x: {seed: scale * value for seed, value in seeds.items()} for x, seeds in scored if seeds}
+        if points and arm.name not in flagged:
+            series.append((arm, points))
+    if not series:
+        return None
+    low, high = _range([v for _, points in series for seeds in points.values() for v in seeds.values()])
+
+    def point(x: float, y: float) -> tuple[float, float]:
+        return place(x), 100 * (high - y) / (high - low)
+
+    lines, ends = [], []
+    for arm, points in series:
+        for seed in sorted({seed for seeds in points.values() for seed in seeds}):
+            path = [point(x, seeds[seed]) for x, seeds in points.items() if seed in seeds]
+            if len(path) > 1:
+                lines.append(Line(_path(path), arm.index, False, []))
+        means = {x: sum(seeds.values()) / len(seeds) for x, seeds in points.items()}
+        dots = [
+            Dot(
+                *_rounded(point(x, y)),
+                f"{arm.name}: {numbers.score(y / scale, found.metric)} at {words_of(found).rung(x)}",
+            )
+            for x, y in means.items()
+        ]
+        lines.append(Line(_path([point(x, y) for x, y in means.items()]), arm.index, True, dots))
+        ends.append((arm.name, arm.index, 260 * point(*list(means.items())[-1])[1] / 100))
+    told = "; ".join(f"{name} ends at {100 - top / 2.6:.0f} % of the height" for name, _, top in ends)
+    return Chart(
+        title=numbers.label(found.metric), detail=f"{numbers.unit(found.metric)}; thin lines: single seeds", height=260,
+        lines=lines, x_ticks=place.ticks(), y_ticks=[Tick(100 - t.at, t.text) for t in axis(low, high)],
+        x_title=place.title, ends=spread_labels(ends, 260), alt=f"Scores over {found.kind.axis}: {told}",
+    )  # fmt: skip
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    seen = [v for v in values if math.isfinite(v)]
+    pad = 0.06 * (max(seen) - min(seen)) or 0.01
+    return min(seen) - pad, max(seen) + pad
+
+
+def _rounded(point: tuple[float, float]) -> tuple[float, float]:
+    return round(point[0], 2), round(point[1], 2)
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)

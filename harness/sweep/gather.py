@@ -1,0 +1,100 @@
+"""What a sweep's runs have found so far: every point's analysis at its place on the axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.compare import Scores
+from harness.report.analysis import Analysis, analyse
+from harness.report.arms import Arm
+from harness.report.checks import check
+from harness.report.source import read
+from harness.rundir import STUDY, read_json
+from harness.sweep.conduct import load
+from harness.sweep.expand import Point, Sweep, TeacherRun
+from harness.sweep.kinds import KINDS, Kind, place, unit_of
+
+
+@dataclass(frozen=True)
+class At:
+    """One point with what its study found."""
+
+    point: Point
+    x: float
+    analysis: Analysis
+
+    @property
+    def scores(self) -> Scores:
+        """{arm: {seed: score}} of the deciding score."""
+        return self.analysis.scores.get(self.analysis.main, {})
+
+
+@dataclass
+class Found:
+    """A sweep as far as it has come. `at` is sorted along the axis; `missing` says what is not there."""
+
+    root: Path
+    sweep: Sweep
+    kind: Kind
+    unit: str
+    status: dict[str, Any]
+    at: list[At] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    teachers: list[tuple[TeacherRun, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        return self.at[0].analysis.main if self.at else "readout.loss"
+
+    @property
+    def arms(self) -> list[Arm]:
+        return self.at[0].analysis.arms if self.at else []
+
+    @property
+    def baseline(self) -> Arm | None:
+        return self.at[0].analysis.baseline if self.at else None
+
+    @property
+    def challengers(self) -> list[Arm]:
+        return [arm for arm in self.arms if not arm.baseline]
+
+    @property
+    def ladder(self) -> list[Scores]:
+        """The deciding scores, point by point."""
+        return [each.scores for each in self.at]
+
+    @property
+    def x(self) -> list[float]:
+        return [each.x for each in self.at]
+
+
+def gather(root: Path) -> Found:
+    """Read a sweep's directory; a point that has not begun, or has no finished trial, is missing.
+
+    Raises:
+        ConfigError: no sweep lies there, or its file cannot be read.
+    """
+    root = Path(root)
+    sweep = load(root)
+    found = Found(root, sweep, KINDS[sweep.spec.kind], unit_of(sweep), read_json(root / "status.json") or {})
+    for run in sweep.teachers:
+        record = read_json(run.student(root).parent / "record.json")
+        if record is None:
+            found.missing.append(f"teacher {run.name}: not trained yet")
+        else:
+            found.teachers.append((run, record))
+    for point in sweep.points:
+        folder = root / point.folder
+        x = place(sweep, point, root)
+        if x is None or not (folder / STUDY).is_file():
+            found.missing.append(f"{point.label}: not begun")
+            continue
+        analysis = analyse(read(folder))
+        check(analysis)
+        found.missing += [f"{point.label}: {text}" for text in analysis.missing]
+        if any(analysis.scores.get(analysis.main, {}).values()):
+            found.at.append(At(point, x, analysis))
+    found.at.sort(key=lambda each: each.x)
+    return found

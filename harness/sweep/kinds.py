@@ -1,0 +1,114 @@
+"""What a sweep may ask: which quantity its points lie along, and what that axis is called. One entry per kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import ConfigError
+from harness.rundir import read_json
+from harness.study.accounting import Amortised
+from harness.sweep.expand import Point, Sweep
+from harness.units import Unit
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`axis` names the quantity, `unit` its unit or nothing; `position` finds a point's place, None where unknown yet."""
+
+    axis: str
+    unit: str
+    log: bool
+    position: Callable[[Sweep, Point, Path], float | None]
+
+
+def place(sweep: Sweep, point: Point, root: Path) -> float | None:
+    """Where a point lies: as the file says, else as its study or its teacher's record tells."""
+    return float(point.spec.at) if point.spec.at is not None else KINDS[sweep.spec.kind].position(sweep, point, root)
+
+
+def unit_of(sweep: Sweep) -> str:
+    """The unit of the axis; a budget's is the budget's own."""
+    known = KINDS[sweep.spec.kind].unit
+    if known != BUDGET:
+        return known
+    from harness.budget import Budget
+
+    told = sweep.points[0].tree.get("budget")
+    if sweep.spec.kind == "teacher_budget":
+        told = sweep.teachers[0].study.budget if sweep.teachers else told
+    return Budget.parse(str(told)).unit.value
+
+
+def _budget(sweep: Sweep, point: Point, root: Path) -> float | None:
+    from harness.budget import Budget
+
+    return float(Budget.parse(str(point.tree["budget"])).limit)
+
+
+def _share(sweep: Sweep, point: Point, root: Path) -> float | None:
+    """What part of its teacher's training a student pays."""
+    from harness.study.accounting import AccountingSpec, completed
+
+    block = completed(point.tree.get("accounting"), _unit(point))
+    policy = AccountingSpec.model_validate(block).teacher_training
+    if isinstance(policy, Amortised):
+        return 1 / policy.amortised_over
+    if isinstance(policy, str):
+        return 1.0 if policy == "full" else 0.0
+    raise ConfigError(
+        f"point {point.label}: teacher_training.range", rule="a range is no share of the teacher's cost",
+        remedy="use free, full or {amortised_over: k}",
+    )  # fmt: skip
+
+
+def _unit(point: Point) -> Unit:
+    from harness.budget import Budget
+
+    return Budget.parse(str(point.tree["budget"])).unit
+
+
+def _unique_tokens(sweep: Sweep, point: Point, root: Path) -> float | None:
+    limit = (point.tree.get("data") or {}).get("limit_tokens")
+    if limit is None:
+        raise ConfigError(
+            f"point {point.label}", rule="it does not say how many unique tokens there are",
+            remedy="set data.limit_tokens, or give the point its place: at",
+        )  # fmt: skip
+    return float(limit)
+
+
+def _teacher_record(fact: str) -> Callable[[Sweep, Point, Path], float | None]:
+    """A figure from the record of the one trained teacher that a point uses; None until it has been trained."""
+
+    def position(sweep: Sweep, point: Point, root: Path) -> float | None:
+        if len(point.teachers) != 1:
+            raise ConfigError(
+                f"point {point.label}", rule=f"it uses {len(point.teachers)} teachers of the sweep, its place is one's",
+                remedy="use one @teacher at every point, or give the point its place: at",
+            )  # fmt: skip
+        run = next(iter(point.teachers.values()))
+        record = read_json(run.student(root).parent / "record.json") or {}
+        value = record.get(fact)
+        return None if value is None else float(value)
+
+    return position
+
+
+def _key(sweep: Sweep, point: Point, root: Path) -> float | None:
+    value = next(iter(point.spec.set.values()))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"point {point.label}", rule="its value is no number", remedy="give the point its place: at")
+    return float(value)
+
+
+BUDGET = "budget"
+KINDS: dict[str, Kind] = {
+    "crossover": Kind("budget per arm", BUDGET, True, _budget),
+    "amortise": Kind("share of the teacher's training that a student pays", "", False, _share),
+    "repetition": Kind("unique tokens", Unit.TOKEN.value, True, _unique_tokens),
+    "teacher_size": Kind("parameters of the teacher", "parameters", True, _teacher_record("parameters")),
+    "teacher_budget": Kind("training of the teacher", BUDGET, True, _teacher_record("charged")),
+    "tune": Kind("learning rate", "", True, _key),
+}
