@@ -136,9 +136,8 @@ class Trial:
                     break
                 price = self.ledger.price(expected)
                 middle = (self.ledger.spent + price / 2) / self.ledger.budget.limit
-                if self.schedule.keep_trunk and not self.progress.trunk and middle > 1 - self.schedule.cooldown:
-                    self.progress.trunk = True
-                    self._save(branch.TRUNK)
+                if middle > 1 - self.schedule.cooldown:
+                    self._keep_trunk()
                 self.engine.set_learning_rate(
                     learning_rate(self.schedule, self.peak_lr, self.trainee.plan.schedule_progress(min(1.0, middle))),
                     active=self.groups.active[phase],
@@ -181,6 +180,7 @@ class Trial:
                 rule=f"one step costs {self.ledger.price(expected)} {unit}, and {before:.4g} went before the first",
                 remedy="raise the budget",
             )
+        self._keep_trunk()  # where no step was left for the cooldown
         self.measured.energy.settle()
         self._post_measured()
         self.progress.seconds = time.monotonic() - started
@@ -285,6 +285,12 @@ class Trial:
             self._save()
 
     # -- checkpoints -------------------------------------------------------------------------------
+    def _keep_trunk(self) -> None:
+        """Once, before the first step of the cooldown: what a run at a larger budget goes on from."""
+        if self.schedule.keep_trunk and not self.progress.trunk:
+            self.progress.trunk = True
+            self._save(branch.TRUNK)
+
     def _save(self, place: str = "checkpoints") -> None:
         watchdog.beat(f"the checkpoint of step {self.progress.step}", patience=SAVING_PATIENCE)
         self._post_measured()
@@ -299,9 +305,7 @@ class Trial:
             resume.write(folder, engine=self.engine, ranks=self.ranks)
 
         with self.measured.stage(Account.CHECKPOINT):
-            checkpoint.save(
-                self.directory / place, step=self.progress.step, state=state, ranks=self.ranks, write=write
-            )
+            checkpoint.save(self.directory / place, step=self.progress.step, state=state, ranks=self.ranks, write=write)
             self.ranks.on_main(lambda: resume.note_made(self.directory))
         # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.restore).
         self._post_measured()

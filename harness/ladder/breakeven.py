@@ -54,7 +54,7 @@ class BreakEven:
             reach = "even with a free teacher" if math.isinf(most) else f"with up to {most:.3g} students"
             return f"{self.arm} does not pay {reach}: {self.along.sentence()}"
         if self.kind == "cannot tell" or self.students is None:
-            return f"{self.arm} or {self.baseline}, break-even: {self.along.sentence()}"
+            return f"break-even of {self.along.sentence()}"
         first = math.ceil(self.students - _WHOLE)
         whole = f"so {first} or more" if first > 1 else "so the first one already pays"
         if self.low is None or self.high is None:

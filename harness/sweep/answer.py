@@ -66,8 +66,10 @@ def answer(found: Found) -> Answer:
         f"{numbers.label(found.metric)} over {found.kind.axis}, {len(found.at)} points from "
         f"{_at(found, found.x[0])} to {_at(found, found.x[-1])}; {best.arm} against {found.baseline.name}{others}"
     )
+    named = best.sentence.startswith(tuple(arm.name for arm in found.arms))
+    headline = best.sentence if named else best.sentence[:1].upper() + best.sentence[1:]
     return Answer(
-        best.sentence[:1].upper() + best.sentence[1:], reason, lines, _same_method(found) + _best_point(found)
+        headline, reason, lines, _same_method(found) + _best_point(found)
     )
 
 

@@ -140,7 +140,6 @@ class SweepConductor:
         for key, file in references.items():
             self.trained.setdefault(key, file)
 
-
     def _branch(self, setting: Setting, directory: RunDirectory) -> None:
         """Let trials begin from the trunk of the largest smaller budget; an arm of several phases has none in common."""
         own = next(point for point in self.sweep.points if self.root / point.folder == directory.root)

@@ -1,0 +1,147 @@
+"""Sweep files: which studies they stand for, and what is refused before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness import cli
+from harness.errors import ConfigError
+from harness.study import STUDIES, load
+from harness.study.reading import SWEEP, read
+from harness.sweep import check, expand
+from harness.sweep.kinds import KINDS, place, unit_of
+from tests.support.tiny import TinyStudy
+
+NOWHERE = Path("nowhere")
+
+
+def ladder(tiny: TinyStudy, **changes: Any) -> dict[str, Any]:
+    """A tiny sweep over two budgets, as a tree."""
+    tree = tiny.tree(sweep={"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"]})
+    tree["arms"] = [{"name": "no_kd", "objective": "mlm"}, {"name": "tinybert", "objective": "tinybert"}]
+    return {**tree, **changes}
+
+
+def shipped() -> list[str]:
+    return sorted(p.stem for p in STUDIES.glob("*.yaml") if SWEEP in yaml.safe_load(p.read_text(encoding="utf-8")))
+
+
+def test_every_value_is_a_study_that_differs_in_its_key_alone(tiny: TinyStudy) -> None:
+    sweep = expand(ladder(tiny), where="here")
+    studies = [point.study({}) for point in sweep.points]
+    assert [study.limit.limit for study in studies] == [1_000_000_000, 2_000_000_000]
+    assert studies[0].model_copy(update={"budget": studies[1].budget}) == studies[1]
+    assert [point.folder for point in sweep.points] == ["points/1-gflop", "points/2-gflop"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "named"),
+    [
+        ({"kind": "crossover", "key": "budget"}, "key and values belong together"),
+        ({"kind": "crossover", "values": ["1 Gflop", "2 Gflop"]}, "key and values belong together"),
+        ({"kind": "crossover"}, "either key and values, or points"),
+        ({"kind": "crossover", "key": "budget", "values": ["1 Gflop"]}, "at least two points"),
+        ({"kind": "sideways", "key": "budget", "values": ["1 Gflop", "2 Gflop"]}, "kind"),
+        ({"kind": "crossover", "key": "budget", "values": ["1 Gflop", "1 Gflop"]}, "two points are called so"),
+        ({"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"], "teachers": [
+            {"name": "t", "budget": "1 Gflop", "student": {"width": 3}}]}, "student.width is no key of a model"),
+        ({"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"], "teachers": [
+            {"name": "t", "budget": "1 Gflop", "student": {"layers": 3}}]}, "no point uses it"),
+        ({"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"], "trunk": True}, "no constant part"),
+        ({"kind": "tune", "key": "optimizer.lr", "values": [1e-3, 2e-3], "trunk": True}, "only budgets"),
+    ],
+)  # fmt: skip
+def test_a_sweep_that_makes_no_sense_is_refused_with_its_reason(tiny: TinyStudy, sweep: dict, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        expand(ladder(tiny, sweep=sweep), where="here")
+
+
+def test_a_teacher_that_nobody_trains_is_refused(tiny: TinyStudy) -> None:
+    with pytest.raises(ConfigError, match="no teacher of this name"):
+        expand(ladder(tiny, teacher={"path": "@ghost"}), where="here")
+
+
+def test_a_key_that_no_study_has_is_refused_at_plan(tiny: TinyStudy, tmp_path: Path, capsys: Any) -> None:
+    tree = ladder(tiny, sweep={"kind": "tune", "key": "optimizer.rate", "values": [1e-3, 2e-3]})
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert cli.main(["plan", "--study", str(file)]) == 2
+    assert "optimizer.rate" in capsys.readouterr().err
+
+
+def test_a_command_for_one_study_says_so(tiny: TinyStudy, tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(ladder(tiny)), encoding="utf-8")
+    with pytest.raises(ConfigError, match="family of studies"):
+        load(str(file))
+
+
+def test_a_ladder_sets_its_budgets_itself(tiny: TinyStudy, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(ladder(tiny)), encoding="utf-8")
+    assert cli.main(["plan", "--study", str(file), "--budget", "3 Gflop"]) == 2
+    assert "sets the budget of every point" in capsys.readouterr().err
+
+
+def test_a_point_lies_where_its_study_says(tiny: TinyStudy) -> None:
+    rungs = expand(ladder(tiny), where="here")
+    assert [place(rungs, point, NOWHERE) for point in rungs.points] == [1e9, 2e9]
+    assert unit_of(rungs) == "flop"
+    values = ["free", {"amortised_over": 4}, "full"]
+    shares = expand(
+        ladder(tiny, sweep={"kind": "amortise", "key": "accounting.teacher_training", "values": values}), where="here"
+    )
+    assert [place(shares, point, NOWHERE) for point in shares.points] == [0.0, 0.25, 1.0]
+    unique = {"kind": "repetition", "key": "data.limit_tokens", "values": [1000, 4000]}
+    assert [place(s, p, NOWHERE) for s in [expand(ladder(tiny, sweep=unique), where="here")] for p in s.points] == [
+        1e3,
+        4e3,
+    ]
+
+
+def test_a_per_point_teacher_is_trained_on_that_points_data(tiny: TinyStudy) -> None:
+    sweep = expand(
+        ladder(
+            tiny, teacher={"path": "@same", "allow_worse": True},
+            sweep={
+                "kind": "repetition", "key": "data.limit_tokens", "values": [1000, 4000],
+                "teachers": [{"name": "same", "budget": "1 Gflop", "student": {"layers": 3}, "per_point": True}],
+            },
+        ),
+        where="here",
+    )  # fmt: skip
+    assert [run.study.data.limit_tokens for run in sweep.teachers] == [1000, 4000]
+    assert {run.study.student.layers for run in sweep.teachers} == {3}
+    assert {arm.objective for run in sweep.teachers for arm in run.study.arms} == {"mlm"}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_sweep_stands_for_valid_studies(name: str) -> None:
+    sweep = expand(read(name), where=name)
+    studies = check(sweep, lambda study: study)
+    assert len(studies) == len(sweep.points) + len(sweep.teachers)
+    assert all(point.study(dict.fromkeys(point.teachers, "builtin")).baseline for point in sweep.points)
+    assert sweep.question
+
+
+def test_each_kind_of_sweep_is_shipped_in_a_small_and_a_paper_sized_version() -> None:
+    kinds = {name: read(name)[SWEEP]["kind"] for name in shipped()}
+    small = {kind for name, kind in kinds.items() if not name.startswith("paper_")}
+    paper = {kind for name, kind in kinds.items() if name.startswith("paper_")}
+    asked_by_command = {"tune"}
+    assert small == paper == set(KINDS) - asked_by_command
+
+
+def test_a_plan_prices_every_study_and_their_sum(tiny: TinyStudy, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(ladder(tiny)), encoding="utf-8")
+    assert cli.main(["plan", "--study", str(file), "--on", "1xh200", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert list(table["plans"]) == ["1 Gflop", "2 Gflop"]
+    parts = [plan["total"]["training_flop"] for plan in table["plans"].values()]
+    assert table["total"]["training_flop"] == sum(parts) > 0

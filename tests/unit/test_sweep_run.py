@@ -1,0 +1,141 @@
+"""Sweeps on real runs of tiny studies: what is shared, what is branched, what is reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness import cli
+from harness.chaos.tiny import TinyStudy
+from tests.unit.test_laws import same, weights
+
+SCORES = {"curve_points": 0, "mlm_blocks": 16, "readout": {"steps": 5, "positions": 64, "blocks": 32}}
+ARMS = [{"name": "no_kd", "objective": "mlm"}, {"name": "kd", "objective": "soft_targets"}]
+
+
+def sweep(tiny: TinyStudy, folder: Path, **changes: Any) -> Path:
+    tree = {**tiny.tree(arms=ARMS, evaluation=SCORES, baseline="no_kd", seeds=[1, 2], checkpoints=0), **changes}
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def run(file: Path, out: Path, *flags: str, code: int = 0) -> Path:
+    assert cli.main(["run", "--study", str(file), "--out", str(out), *flags]) == code
+    return out
+
+
+def record(point: Path, arm: str, seed: int = 1) -> dict[str, Any]:
+    return json.loads((point / "arms" / arm / f"seed-{seed}" / "record.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def shares(tiny: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep over who pays for a teacher that the sweep trains itself."""
+    folder = tmp_path_factory.mktemp("shares")
+    file = sweep(
+        tiny, folder, budget="1 Gflop", teacher={"path": "@own", "trained_on": "same", "allow_worse": True},
+        sweep={
+            "kind": "amortise", "key": "accounting.teacher_training",
+            "values": ["free", {"amortised_over": 4}, {"amortised_over": 2}],
+            "teachers": [{"name": "own", "budget": "1 Gflop", "student": {"layers": 3}}],
+        },
+    )  # fmt: skip
+    return run(file, folder / "out")
+
+
+def test_students_pay_the_share_that_their_point_says(shares: Path) -> None:
+    own = record(shares / "teachers" / "own", "teacher")["charged"]
+    for point, k in (("free", None), ("amortised-over-4", 4), ("amortised-over-2", 2)):
+        paid = record(shares / "points" / point, "kd")["accounts"]["TEACHER_TRAINING"]["flop"]
+        charged = record(shares / "points" / point, "kd")["charged"]
+        steps = sum(
+            record(shares / "points" / point, "kd")["accounts"][name]["flop"]
+            for name in ("STUDENT_STEP", "TEACHER_FORWARD")
+        )
+        assert charged == steps + (round(own / k) if k else 0)
+        assert paid == (round(own / k) if k else own)
+
+
+def test_what_points_would_train_alike_is_trained_once(shares: Path) -> None:
+    for point in ("amortised-over-4", "amortised-over-2"):
+        assert record(shares / "points" / point, "no_kd")["shared_with"] == "points/free/arms/no_kd/seed-1"
+        assert "shared_with" not in record(shares / "points" / point, "kd")
+        assert same(weights(shares / "points" / point, "no_kd"), weights(shares / "points" / "free", "no_kd"))
+
+
+def test_the_report_is_one_offline_page_with_every_point(shares: Path) -> None:
+    page = (shares / "report.html").read_text(encoding="utf-8")
+    assert len(page) < 2_000_000
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("<svg") == 2
+    report = json.loads((shares / "report.json").read_text(encoding="utf-8"))
+    assert [point["x"] for point in report["points"]] == [0.0, 0.25, 0.5]
+    assert report["missing"] == []
+    line = report["answer"]["lines"][0]
+    scores = [point["scores"] for point in report["points"]]
+    by_hand = [sum(s["no_kd"][k] - s["kd"][k] for k in ("1", "2")) / 2 for s in scores]
+    assert line["along"]["mean"] == pytest.approx(by_hand)
+    rows = (shares / "tables" / "points.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + 3 * 2
+
+
+def test_a_finished_sweep_run_again_trains_nothing(shares: Path, capsys: Any) -> None:
+    before = {p: p.stat().st_mtime_ns for p in shares.rglob("model.safetensors")}
+    run(shares / "sweep.yaml", shares)
+    assert {p: p.stat().st_mtime_ns for p in shares.rglob("model.safetensors")} == before
+    assert cli.main(["status", str(shares)]) == 0
+
+
+def test_an_unfinished_sweep_says_what_is_missing(shares: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from harness.sweep.publish import build
+
+    copy = tmp_path / "half"
+    shutil.copytree(shares, copy)
+    shutil.rmtree(copy / "points" / "amortised-over-2")
+    shutil.rmtree(copy / "points" / "amortised-over-4")
+    report = build(copy)
+    assert report["missing"] == ["amortised_over 4: not begun", "amortised_over 2: not begun"]
+    assert report["answer"]["headline"] == "Cannot tell yet"
+
+
+def test_another_folder_than_a_sweeps_is_refused(tiny: TinyStudy, tmp_path: Path) -> None:
+    file = sweep(tiny, tmp_path, sweep={"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"]})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    run(file, tmp_path / "out", code=2)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+COOLDOWN = {"warmup": 0.25, "decay": "cooldown", "cooldown": 0.25}
+
+
+def test_a_branched_run_is_the_straight_one_bit_for_bit(tiny: TinyStudy, tmp_path: Path) -> None:
+    """Budgets a factor of two apart: then both warm-ups are the same rates to the last bit."""
+    ladder = {"kind": "crossover", "key": "budget", "values": ["2 Gflop", "4 Gflop"], "trunk": True}
+    branched = run(sweep(tiny, tmp_path, schedule=COOLDOWN, seeds=[1], sweep=ladder), tmp_path / "branched")
+    points = [
+        {"label": "2 Gflop", "set": {"budget": "2 Gflop"}},
+        {"label": "4 Gflop", "set": {"budget": "4 Gflop", "schedule.warmup": 0.125}},
+    ]
+    apart = sweep(tiny, tmp_path, schedule=COOLDOWN, seeds=[1], sweep={"kind": "crossover", "points": points})
+    straight = run(apart, tmp_path / "straight")
+    for arm in ("no_kd", "kd"):
+        mine, other = (record(root / "points" / "4-gflop", arm) for root in (branched, straight))
+        assert mine["branched"]["from"] == f"points/2-gflop/arms/{arm}/seed-1"
+        assert 0 < mine["branched"]["step"] < mine["steps"]
+        assert other["branched"] is None
+        for key in ("steps", "charged", "tokens", "algorithmic_flop"):
+            assert mine[key] == other[key]
+        assert same(weights(branched / "points" / "4-gflop", arm), weights(straight / "points" / "4-gflop", arm))
+        lost = mine["accounts"].get("LOST", {})
+        assert not lost, "nothing of the trunk's own cooldown is anybody's loss"
+        assert mine["overrides"] == []
+    assert not list(branched.rglob("trunk")), "trunks go when the sweep is done"
