@@ -27,7 +27,19 @@ FOLLOWS_WORLD_SIZE = {
 # Names of the same fact, for the reader; the hash beside them decides.
 _LABELS = ("commit",)
 # Parts of the program that read results or start jobs: no training step passes through them.
-_NO_PART_IN_TRAINING = ("report", "commands", "chaos", "assets", "studies", "plan", "doctor", "bench", "cli.py")
+_NO_PART_IN_TRAINING = (
+    "report",
+    "sweep",
+    "ladder",
+    "commands",
+    "chaos",
+    "assets",
+    "studies",
+    "plan",
+    "doctor",
+    "bench",
+    "cli.py",
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,27 @@ import yaml
 
 from harness.errors import ConfigError
 from harness.study.keys import assign, number, numbers
+from harness.study.spec import NAME
 from harness.study.study import StudySpec, validated
 
 STUDIES = Path(__file__).parents[1] / "studies"
 # The key that turns a study file into a family of studies; see harness.sweep.
 SWEEP = "sweep"
+NAMED = re.compile(NAME)
 
 
 def names() -> list[str]:
-    """The studies that ship with the harness."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    """The studies that ship with the harness, sweeps not among them."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml") if not _is_sweep(path))
+
+
+def sweeps() -> list[str]:
+    """The sweeps that ship with the harness."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml") if _is_sweep(path))
+
+
+def _is_sweep(path: Path) -> bool:
+    return any(line.startswith(f"{SWEEP}:") for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def load(
@@ -110,9 +122,10 @@ def _read(study: str) -> Any:
             raise ConfigError(f"study {study!r}", rule="no such file", remedy="give a path that exists")
     else:
         path = STUDIES / f"{study}.yaml"
-        if study not in names():
+        if not (NAMED.fullmatch(study) and path.is_file()):
+            known = ", ".join([*names(), *sweeps()])
             raise ConfigError(
-                f"study {study!r}", rule="unknown study", remedy=f"known are {', '.join(names())}, or a path to a .yaml"
+                f"study {study!r}", rule="unknown study", remedy=f"known are {known}, or a path to a .yaml"
             )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -68,9 +68,7 @@ def answer(found: Found) -> Answer:
     )
     named = best.sentence.startswith(tuple(arm.name for arm in found.arms))
     headline = best.sentence if named else best.sentence[:1].upper() + best.sentence[1:]
-    return Answer(
-        headline, reason, lines, _same_method(found) + _best_point(found)
-    )
+    return Answer(headline, reason, lines, _same_method(found) + _best_point(found))
 
 
 def _line(found: Found, challenger: str, baseline: str) -> Line:

@@ -1,6 +1,7 @@
 """A teacher that is not trained yet, as far as a plan can know it: shape, tokenizer, and what its training will cost.
 
-No weights: enough to check every point of a sweep and to price it before the first teacher is trained.
+No weights, and no tokenizer where it is not on this machine: enough to check every point of a sweep and to price it
+before the first teacher is trained.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from harness.data.tokenizer import load_tokenizer, special_ids
 from harness.models.student import student_config
+from harness.plan.outline import vocabulary
 from harness.sweep.expand import TeacherRun
 from harness.units import Unit
 
@@ -20,15 +21,12 @@ def write(run: TeacherRun, folder: Path) -> Path:
     The card's cost is the whole budget, which training comes within one step of.
     """
     study = run.study
-    tokenizer, _ = load_tokenizer(study.data.tokenizer)
-    special = special_ids(tokenizer)
-    ids = {"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask}
-    config = student_config(
-        study.student, vocab=len(tokenizer), special=ids, block_length=study.data.block_length
-    )  # fmt: skip
+    entries, ids, tokenizer, _, _ = vocabulary(study.data.tokenizer)
+    config = student_config(study.student, vocab=entries, special=ids, block_length=study.data.block_length)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     limit = study.limit
     card = {"training_flop": limit.limit if limit.unit is Unit.FLOP else None, "accounts": {}}
     if limit.unit is not Unit.FLOP:

@@ -11,8 +11,8 @@ import yaml
 
 from harness import cli
 from harness.errors import ConfigError
-from harness.study import STUDIES, load
-from harness.study.reading import SWEEP, read
+from harness.study import STUDIES, load, names
+from harness.study.reading import SWEEP, read, sweeps
 from harness.sweep import check, expand
 from harness.sweep.kinds import KINDS, place, unit_of
 from tests.support.tiny import TinyStudy
@@ -25,10 +25,6 @@ def ladder(tiny: TinyStudy, **changes: Any) -> dict[str, Any]:
     tree = tiny.tree(sweep={"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"]})
     tree["arms"] = [{"name": "no_kd", "objective": "mlm"}, {"name": "tinybert", "objective": "tinybert"}]
     return {**tree, **changes}
-
-
-def shipped() -> list[str]:
-    return sorted(p.stem for p in STUDIES.glob("*.yaml") if SWEEP in yaml.safe_load(p.read_text(encoding="utf-8")))
 
 
 def test_every_value_is_a_study_that_differs_in_its_key_alone(tiny: TinyStudy) -> None:
@@ -120,7 +116,7 @@ def test_a_per_point_teacher_is_trained_on_that_points_data(tiny: TinyStudy) -> 
     assert {arm.objective for run in sweep.teachers for arm in run.study.arms} == {"mlm"}
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", sweeps())
 def test_every_shipped_sweep_stands_for_valid_studies(name: str) -> None:
     sweep = expand(read(name), where=name)
     studies = check(sweep, lambda study: study)
@@ -129,8 +125,14 @@ def test_every_shipped_sweep_stands_for_valid_studies(name: str) -> None:
     assert sweep.question
 
 
+def test_every_shipped_file_is_a_study_or_a_sweep() -> None:
+    assert sorted([*names(), *sweeps()]) == sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    assert all(SWEEP in read(name) for name in sweeps())
+    assert not any(SWEEP in read(name) for name in names())
+
+
 def test_each_kind_of_sweep_is_shipped_in_a_small_and_a_paper_sized_version() -> None:
-    kinds = {name: read(name)[SWEEP]["kind"] for name in shipped()}
+    kinds = {name: read(name)[SWEEP]["kind"] for name in sweeps()}
     small = {kind for name, kind in kinds.items() if not name.startswith("paper_")}
     paper = {kind for name, kind in kinds.items() if name.startswith("paper_")}
     asked_by_command = {"tune"}
