@@ -112,7 +112,7 @@ def _mean(
 
 
 def sentences(found: Domains, arms: Iterable[str]) -> list[str]:
-    """For each arm: its effect in domain, out of domain, and whether the two differ."""
+    """For each arm: its effect against the baseline in domain, out of domain, and whether the two differ."""
     said = []
     for arm in arms:
         inside, outside, gap = (found.effect(arm, kind) for kind in (INSIDE, OUTSIDE, GAP))
@@ -123,11 +123,11 @@ def sentences(found: Domains, arms: Iterable[str]) -> list[str]:
             f"{numbers.signed(c.mean_difference, c.metric, spread=half)} nats {where}"
             for c, where in ((inside, "in domain"), (outside, "out of domain"))
         )
-        way = "larger" if gap.mean_difference > 0 else "smaller"
+        way = "better" if gap.mean_difference > 0 else "worse"
         size = numbers.amount_of(gap.mean_difference, gap.metric, spread=half)
         told = "" if gap.significant else ", which cannot be told from none"
         span = "" if gap.low is None else f" ({numbers.interval(gap.low, gap.high, gap.metric, signs=True)})"
-        said.append(f"{arm}: {figures}; its effect is {size} {way} out of domain{span}{told}.")
+        said.append(f"{arm} against {gap.b}: {figures}; so {size} {way} out of domain than in{span}{told}.")
     return said
 
 

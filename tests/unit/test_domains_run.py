@@ -127,3 +127,25 @@ def test_the_report_has_both_sections_only_where_the_study_asks(finished: Path) 
     page = (finished / "run" / "report.html").read_text(encoding="utf-8")
     assert "<h2>In and out of domain</h2>" in page
     assert "<h2>How much to pretrain first</h2>" in page
+
+
+@pytest.mark.parametrize(("study", "section"), [("split", "pretraining_first"), ("domains", "domains")])
+def test_the_shipped_studies_run_small_and_fill_their_section(
+    tiny: TinyStudy, tmp_path: Path, study: str, section: str
+) -> None:
+    """On the embedded corpora, with the shipped teacher; the session's cache is the tiny study's."""
+    assert tiny.folder
+    small = ["evaluation.mlm_blocks=16", "evaluation.readout.steps=5", "evaluation.readout.blocks=32"]
+    words = ["run", "--study", study, "--out", str(tmp_path), "--budget", "25 Gflop", "--seeds", "1,2"]
+    assert cli.main([*words, *(word for change in small for word in ("--set", change))]) == 0
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert not report["missing"]
+    found = report[section]
+    if study == "split":
+        assert [place["first"] for place in found[0]["arms"]] == [0.0, 0.25, 0.5, 0.75, 1.0, 0.0]
+        assert found[0]["best"]
+        return
+    assert [text["trained_on"] for text in found["texts"]] == [True, True, False]
+    assert all(rows[0]["n"] == 2 for rows in found["effects"].values())
+    facts = json.loads((tmp_path / "environment.json").read_text(encoding="utf-8"))["data"]["domains"]
+    assert facts["python-comments"]["in_training_text"] < 0.01 * facts["python-comments"]["documents"]

@@ -162,7 +162,7 @@ def test_the_difference_of_effects_is_the_paired_difference_of_differences(tmp_p
     ]
     page = (tmp_path / "domains" / "report.html").read_text(encoding="utf-8")
     assert "out of domain" in page
-    assert "smaller out of domain" in page
+    assert "worse out of domain than in" in page
 
 
 def test_a_seed_without_one_of_the_texts_is_in_no_average(tmp_path: Path) -> None:
