@@ -124,6 +124,19 @@ def plan_sweep(sweep: Sweep, price: Callable[[StudySpec], dict[str, Any]]) -> di
     return {"sweep": sweep.name, "kind": sweep.spec.kind, "plans": plans, "total": summed}
 
 
+def plan_of(sweep: Sweep, options: argparse.Namespace) -> int:
+    """Print what a sweep will cost here, measured as `plan` measures it."""
+    from harness.plan.estimate import estimate
+    from harness.plan.outline import sketch
+    from harness.progress import reporter
+
+    engine = engine_of(options) or default_engine()
+    tell = reporter(is_main=True, json=options.json)
+    table = plan_sweep(sweep, lambda study: estimate(sketch(study, engine, world=1, tell=tell.say), machine=None))
+    print_json(table) if options.json else show_plan(table)
+    return 0
+
+
 def show_plan(table: dict[str, Any]) -> None:
     """One line per study of the sweep, then their sum."""
     from harness.plan.show import grid

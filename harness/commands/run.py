@@ -26,6 +26,11 @@ HELP = "train, evaluate, compare and report a study (the default)"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     study_flags(parser)
+    run_flags(parser)
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command that trains: where to, and what to do about what is there."""
     parser.add_argument("--out", metavar="DIR", help="where results go (default runs/<study>/<time>)")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run in --out")
     parser.add_argument(

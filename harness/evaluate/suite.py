@@ -183,7 +183,9 @@ class Suite:
             wanted |= {f"probe.{task}": recipe for task in self.spec.probes.tasks}
         # Of several sources, blocks are chosen by their weights: scores made before that are made again.
         mixture = ["by weight"] if len(self.setting.corpus.sources) > 1 else []
-        base = [VERSION, self.setting.corpus.fingerprint, *mixture]
+        # What was measured before there was a choice keeps its key.
+        split = [] if self.spec.split == "test" else [self.spec.split]
+        base = [VERSION, self.setting.corpus.fingerprint, *mixture, *split]
         return {
             item: hashlib.sha256(json.dumps([*base, item, what], sort_keys=True).encode()).hexdigest()[:16]
             for item, what in wanted.items()
@@ -194,10 +196,10 @@ class Suite:
     ) -> tuple[dict[str, float], int]:
         """Scores and closed-form FLOPs of one item; `answers` collects the most likely test tokens, where there are any."""
         if item == "mlm":
-            batches = self.batches("test", self.spec.mlm_blocks)
+            batches = self.batches(self.spec.split, self.spec.mlm_blocks)
             return mlm.evaluate(subject, batches, answers=answers), mlm.flops(subject, batches)
         if item == "clm":
-            batches = self.batches("test", self.spec.mlm_blocks)
+            batches = self.batches(self.spec.split, self.spec.mlm_blocks)
             scores = clm.evaluate(subject, batches, text_bytes=self.test_bytes, answers=answers)
             return scores, clm.flops(subject, batches)
         if item == "choices":
@@ -207,9 +209,9 @@ class Suite:
             spec = self.spec.readout
             batches = self.readout_batches
             blocks = sum(batch.input_ids_BT.shape[0] for part in batches.values() for batch in part)
-            judged = sum(batch.labels_N.numel() for part in ("validation", "test") for batch in batches[part])
+            judged = sum(batch.labels_N.numel() for part in ("validation", "judged") for batch in batches[part])
             layer, head = readout.learn(subject, train=batches["train"], validation=batches["validation"], spec=spec)
-            scores = readout.evaluate(subject, layer, head, test=batches["test"], answers=answers)
+            scores = readout.evaluate(subject, layer, head, test=batches["judged"], answers=answers)
             flop = readout.flops(
                 subject, blocks=blocks, judged=judged, length=self.setting.study.data.block_length, spec=spec
             )
@@ -276,7 +278,7 @@ class Suite:
         return {
             "train": self.batches("train", self.setting.readout_blocks, seed=READOUT_BLOCK_STREAM),
             "validation": self.batches("validation", self.spec.mlm_blocks),
-            "test": self.batches("test", self.spec.mlm_blocks),
+            "judged": self.batches(self.spec.split, self.spec.mlm_blocks),
         }
 
     @cached_property
@@ -294,14 +296,14 @@ class Suite:
     @cached_property
     def test_bytes(self) -> int:
         """Bytes of original text under the next tokens of the evaluated test blocks."""
-        sizes = block_bytes(self.setting.corpus, "test", self.setting.tokenizer)
+        sizes = block_bytes(self.setting.corpus, self.spec.split, self.setting.tokenizer)
         blocks = min(self.spec.mlm_blocks, len(sizes))
-        return int(sizes[evaluation_choice(self.setting.corpus, "test", blocks)].sum())
+        return int(sizes[evaluation_choice(self.setting.corpus, self.spec.split, blocks)].sum())
 
     @cached_property
     def test_labels(self) -> torch.Tensor:
         """What stood at every predicted position of the test blocks that all subjects answered."""
-        return torch.cat([batch.labels_N for batch in self.batches("test", self.spec.mlm_blocks)])
+        return torch.cat([batch.labels_N for batch in self.batches(self.spec.split, self.spec.mlm_blocks)])
 
     def probe(self, task: str) -> ProbeData:
         """Built, and refused, before anything was spent."""

@@ -104,7 +104,7 @@ def of_references(found: Sketch) -> dict[str, Evaluation]:
 def items(found: Sketch, shape: Shape, *, curve: bool, glue: bool = True) -> dict[str, Judging]:
     """Every score of one model, by the name of its item."""
     spec = found.study.evaluation
-    judged = _at_most(spec.mlm_blocks, found.held_out["test"])
+    judged = _at_most(spec.mlm_blocks, found.held_out[spec.split])
     wanted = {"mlm": _own_head(found, shape, judged)}
     on_curve = curve and spec.readout is not None and spec.readout.on_curve
     times = 1 + (spec.curve_points if on_curve else 0)
@@ -143,7 +143,7 @@ def _readout(found: Sketch, shape: Shape, spec: Any) -> Judging:
     length, per_block = found.study.data.block_length, found.setting.predicted_per_block
     train = _at_most(found.setting.readout_blocks, _train_blocks(found))
     judged = _at_most(found.study.evaluation.mlm_blocks, found.held_out["validation"])
-    judged += _at_most(found.study.evaluation.mlm_blocks, found.held_out["test"])
+    judged += _at_most(found.study.evaluation.mlm_blocks, found.held_out[found.study.evaluation.split])
     body = Needs(states=frozenset({shape.layers}))
     forward = body.forward_flops(shape, sequences=train + judged, length=length, masked=0)
     tried = len(layers_tried(shape.layers))

@@ -57,7 +57,8 @@ class ChoiceSpec(Spec):
 class EvaluationSpec(Spec):
     """What every student is measured by, which score decides the verdict, and what difference matters (`margin`).
 
-    `mlm_blocks` held-out blocks give a student's own loss, a causal one's too, and its loss on every domain.
+    `mlm_blocks` held-out blocks give a student's own loss, a causal one's too, and its loss on every domain; of the
+    `split` that is named: what settings are chosen by must not be what arms are compared by.
     `domains`: the read-out's loss on each source of the mixture by itself, and on the sources named here.
     """
 
@@ -65,6 +66,7 @@ class EvaluationSpec(Spec):
     margin: Annotated[float, Field(gt=0)] | None = None
     curve_points: Annotated[int, Field(ge=0)] = 4
     mlm_blocks: Positive = 512
+    split: Literal["test", "validation"] = "test"
     readout: ReadoutSpec | None = ReadoutSpec()
     probes: ProbeSpec | None = None
     choices: ChoiceSpec | None = None

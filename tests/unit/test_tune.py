@@ -1,0 +1,67 @@
+"""Tuning is fair: as many trials for every arm, chosen on text that no verdict is read from, and paid for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness import cli
+from harness.errors import ConfigError
+from harness.study import load, validate
+from harness.sweep.tuning import as_sweep, grid
+from tests.support.tiny import TinyStudy
+
+ARMS = [
+    {"name": "no_kd", "objective": "mlm"},
+    {"name": "kd", "objective": "soft_targets", "differs": {"optimizer.lr": 3.0e-3}},
+]
+
+
+def test_the_grid_lies_around_the_studys_own_value() -> None:
+    assert grid(1e-3, 5) == [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3]
+    assert grid(1e-3, 3) == [5e-4, 1e-3, 2e-3]
+    with pytest.raises(ConfigError, match="neighbour"):
+        grid(1e-3, 2)
+
+
+def test_no_arm_keeps_a_rate_of_its_own_while_it_is_searched(tiny: TinyStudy, tmp_path: Path) -> None:
+    study = load(str(tiny.write(tmp_path / "s.yaml", arms=ARMS)))
+    tree = as_sweep(study, fraction=0.5, values=[1e-3, 2e-3, 4e-3], seeds=[1])
+    assert all("optimizer.lr" not in arm["differs"] for arm in tree["arms"])
+    assert tree["evaluation"]["split"] == "validation"
+    assert tree["budget"] == "1000000000 flop"
+    assert "optimizer.lr" in study.arms[1].differs, "the study itself is as it was"
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1])
+def test_a_fraction_that_is_none_is_refused(tiny: TinyStudy, fraction: float) -> None:
+    with pytest.raises(ConfigError, match="share of the budget"):
+        as_sweep(validate(tiny.tree(), where="tiny"), fraction=fraction, values=[1, 2, 3], seeds=[1])
+
+
+def test_a_search_ends_in_a_study_that_says_what_it_cost(tiny: TinyStudy, tmp_path: Path, capsys: Any) -> None:
+    file = tiny.write(tmp_path / "s.yaml", arms=ARMS, baseline="no_kd", checkpoints=0)
+    out = tmp_path / "out"
+    flags = ["--fraction", "0.5", "--values", "5e-4,2e-3,8e-3", "--out", str(out)]
+    assert cli.main(["tune", "--study", str(file), *flags]) == 0
+    study = validate(yaml.safe_load((out / "tuned.yaml").read_text(encoding="utf-8")), where="tuned")
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    best = {line["arm"]: line["best"] for line in report["answer"]["lines"]}
+    for arm in study.arms:
+        assert study.for_arm(arm).optimizer.lr == best[arm.name]
+        records = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in out.glob(f"points/*/arms/{arm.name}/seed-1/record.json")
+        ]
+        assert len(records) == arm.trials == 3
+        assert arm.tuning_cost == f"{sum(record['charged'] for record in records)} flop"
+        scores = {point["x"]: point["scores"][arm.name]["1"] for point in report["points"]}
+        assert min(scores, key=lambda x: scores[x]) == best[arm.name]
+        edge = best[arm.name] in (5e-4, 8e-3)
+        sentence = next(line["sentence"] for line in report["answer"]["lines"] if line["arm"] == arm.name)
+        assert ("edge of the grid" in sentence) == edge
+    assert study.budget == "2 Gflop"
