@@ -64,7 +64,7 @@ def answer(found: Found) -> Answer:
     others = f", the best of {len(lines)} challengers on average" if len(lines) > 1 else ""
     reason = (
         f"{numbers.label(found.metric)} over {found.kind.axis}, {len(found.at)} points from "
-        f"{_at(found, found.x[0])} to {_at(found, found.x[-1])}; {best.arm} against {found.baseline.name}{others}"
+        f"{at(found, found.x[0])} to {at(found, found.x[-1])}; {best.arm} against {found.baseline.name}{others}"
     )
     named = best.sentence.startswith(tuple(arm.name for arm in found.arms))
     headline = best.sentence if named else best.sentence[:1].upper() + best.sentence[1:]
@@ -128,7 +128,7 @@ def _best_point(found: Found) -> list[Line]:
         lines.append(
             Line(
                 arm.name,
-                f"{arm.name} is best with {found.kind.axis} at {_at(found, x)}, chosen from these data{edge}",
+                f"{arm.name} is best with {found.kind.axis} at {at(found, x)}, chosen from these data{edge}",
                 {"best": x},
             )
         )
@@ -170,5 +170,6 @@ def _tuned(found: Found) -> Answer:
     )
 
 
-def _at(found: Found, x: float) -> str:
-    return words_of(found).rung(x)
+def at(found: Found, x: float) -> str:
+    """A place on the axis in words."""
+    return found.kind.write(x) if found.kind.write else words_of(found).rung(x)

@@ -14,6 +14,7 @@ from harness.report import numbers
 from harness.report.arms import Arm
 from harness.report.axis import Tick, axis, scale_of
 from harness.report.curves import Chart, Dot, Line, spread_labels
+from harness.sweep.answer import at as say
 from harness.sweep.answer import words_of
 from harness.sweep.gather import Found
 
@@ -46,10 +47,11 @@ class _Axis:
 
     def ticks(self) -> list[Tick]:
         scale = scale_of(max(self.found.x), self.found.unit)
+        write = self.found.kind.write or scale.write
         kept: list[Tick] = []
         for x in self.found.x:
             if not kept or self(x) - kept[-1].at >= LABEL_WIDTH:
-                kept.append(Tick(self(x), scale.write(x)))
+                kept.append(Tick(self(x), write(x)))
         return kept
 
     @property
@@ -103,7 +105,7 @@ def _effects(found: Found) -> Chart | None:
                 Line(_path([point(x, float(y)) for x, y in zip(found.x, seed, strict=True)]), arm.index, False, [])
             )
         dots = [
-            Dot(*_rounded(point(x, float(y))), f"{arm.name}: {y:+.3g} {words.score_unit} at {words.rung(x)}")
+            Dot(*_rounded(point(x, float(y))), f"{arm.name}: {y:+.3g} {words.score_unit} at {say(found, x)}")
             for x, y in zip(found.x, table.mean(axis=1), strict=True)
         ]
         lines.append(Line(_path([point(x, float(y)) for x, y in zip(at, mean, strict=True)]), arm.index, True, dots))
@@ -144,7 +146,7 @@ def _scores(found: Found) -> Chart | None:
         dots = [
             Dot(
                 *_rounded(point(x, y)),
-                f"{arm.name}: {numbers.score(y / scale, found.metric)} at {words_of(found).rung(x)}",
+                f"{arm.name}: {numbers.score(y / scale, found.metric)} at {say(found, x)}",
             )
             for x, y in means.items()
         ]

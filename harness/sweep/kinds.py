@@ -15,12 +15,16 @@ from harness.units import Unit
 
 @dataclass(frozen=True)
 class Kind:
-    """`axis` names the quantity, `unit` its unit or nothing; `position` finds a point's place, None where unknown yet."""
+    """`axis` names the quantity, `unit` its unit or nothing; `position` finds a point's place, None where unknown yet.
+
+    `write` says a place in words where a number with its unit does not.
+    """
 
     axis: str
     unit: str
     log: bool
     position: Callable[[Sweep, Point, Path], float | None]
+    write: Callable[[float], str] | None = None
 
 
 def place(sweep: Sweep, point: Point, root: Path) -> float | None:
@@ -61,6 +65,10 @@ def _share(sweep: Sweep, point: Point, root: Path) -> float | None:
         f"point {point.label}: teacher_training.range", rule="a range is no share of the teacher's cost",
         remedy="use free, full or {amortised_over: k}",
     )  # fmt: skip
+
+
+def _as_share(share: float) -> str:
+    return "none" if share == 0 else "all" if share == 1 else f"1/{1 / share:.3g}"
 
 
 def _unit(point: Point) -> Unit:
@@ -106,7 +114,7 @@ def _key(sweep: Sweep, point: Point, root: Path) -> float | None:
 BUDGET = "budget"
 KINDS: dict[str, Kind] = {
     "crossover": Kind("budget per arm", BUDGET, True, _budget),
-    "amortise": Kind("share of the teacher's training that a student pays", "", False, _share),
+    "amortise": Kind("share of the teacher's training that a student pays", "", False, _share, _as_share),
     "repetition": Kind("unique tokens", Unit.TOKEN.value, True, _unique_tokens),
     "teacher_size": Kind("parameters of the teacher", "parameters", True, _teacher_record("parameters")),
     "teacher_budget": Kind("training of the teacher", BUDGET, True, _teacher_record("charged")),

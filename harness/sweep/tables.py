@@ -6,7 +6,7 @@ from harness.compare import against_baseline, higher_is_better
 from harness.report import numbers
 from harness.report.cells import Cell, Table, arm_cell
 from harness.report.source import Json, mapping, number
-from harness.sweep.answer import words_of
+from harness.sweep.answer import at
 from harness.sweep.gather import Found
 from harness.units import Unit
 
@@ -20,7 +20,7 @@ def points(found: Found) -> Table:
     """One row per point and arm: its score, its effect against the baseline at that point, what it saw and paid."""
     rows: list[list[Cell]] = []
     records: list[Json] = []
-    metric, words = found.metric, words_of(found)
+    metric = found.metric
     for each in found.at:
         analysis = each.analysis
         effects = (
@@ -35,7 +35,7 @@ def points(found: Found) -> Table:
             spread = analysis.spread(metric)
             half = effect.half_width if effect else None
             shown = "–" if effect is None else numbers.signed(effect.mean_difference, metric, spread=half)
-            first = Cell(words.rung(each.x) if number_ == 0 else "", detail=each.point.label if number_ == 0 else "")
+            first = Cell(at(found, each.x) if number_ == 0 else "", detail=each.point.label if number_ == 0 else "")
             run = arm.done[0].record
             shared = any(r.record.get("shared_with") for r in arm.done)
             rows.append(
