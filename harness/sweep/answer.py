@@ -11,7 +11,8 @@ from harness.compare import higher_is_better
 from harness.errors import IsoBudgetError
 from harness.ladder.breakeven import BreakEven, breakeven
 from harness.ladder.crossover import Crossover, crossover
-from harness.ladder.rungs import differences_of
+from harness.ladder.rungs import differences_of, scores_of
+from harness.ladder.scaling import validated
 from harness.ladder.words import Words
 from harness.report import numbers
 from harness.report.arms import Arm
@@ -68,7 +69,7 @@ def answer(found: Found) -> Answer:
     )
     named = best.sentence.startswith(tuple(arm.name for arm in found.arms))
     headline = best.sentence if named else best.sentence[:1].upper() + best.sentence[1:]
-    return Answer(headline, reason, lines, _same_method(found) + _best_point(found))
+    return Answer(headline, reason, lines, _same_method(found) + _best_point(found) + _forecasts(found))
 
 
 def _line(found: Found, challenger: str, baseline: str) -> Line:
@@ -114,6 +115,24 @@ def _method(found: Found, arm: Arm) -> tuple[str, str]:
     spec = next((each for each in tree.get("arms") or [] if each.get("name") == arm.name), {})
     shared = (tree.get("teacher") or {}).get("path")
     return str(spec.get("objective")), str((spec.get("differs") or {}).get("teacher.path", shared))
+
+
+def _forecasts(found: Found) -> list[Line]:
+    """For budgets: what each arm's curve through the smaller ones foretold of the largest, which was held out."""
+    if found.sweep.spec.kind != "crossover" or len(found.at) < 3:
+        return []
+    lines: list[Line] = []
+    unlike = found.at[0].analysis.meaningless(found.metric)
+    for arm in found.arms:
+        if arm.name in unlike:
+            continue
+        try:
+            scores, _ = scores_of(found.ladder, [arm.name])
+            foretold = validated(found.x, scores[arm.name], arm=arm.name, words=words_of(found))
+        except IsoBudgetError:
+            continue  # its line among the answers says what is missing
+        lines.append(Line(arm.name, foretold.sentence(), foretold.as_json()))
+    return lines
 
 
 def _best_point(found: Found) -> list[Line]:
