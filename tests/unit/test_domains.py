@@ -257,3 +257,20 @@ def test_a_plan_prices_domains_and_a_run_books_no_more(
     assert {k: v for k, v in after.items() if k != "domains"} == before
     assert after["domains"].flop > 0
     assert after["domains"].flop < after["readout"].flop
+
+
+def test_the_paper_sized_study_is_planned_without_its_texts() -> None:
+    """Every text as many blocks as asked for: two sources and two domains."""
+    from harness.ds_config import default
+    from harness.evaluate.domains import flops
+    from harness.plan.evaluation import items
+    from harness.plan.outline import sketch
+    from harness.study import load
+
+    found = sketch(load("paper_domains"), default(bf16=True), world=8, tell=lambda _line: None)
+    assert not found.complete
+    assert "domain ccdv/pubmed-summarization is not on this machine" in found.notes
+    shape = found.arms["no_kd"].shape
+    blocks = 4 * 2048
+    priced = flops(shape, blocks=blocks, length=128, predicted=blocks * found.setting.predicted_per_block)
+    assert items(found, shape, curve=True)["domains"].flop == priced > 0
