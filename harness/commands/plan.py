@@ -32,10 +32,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
+    import gc
+
+    # A plan is over in seconds: looking for garbage among the libraries' thousands of classes took 1 to 2 of them.
+    gc.disable()
+    try:
+        return _plan(options)
+    finally:
+        gc.enable()
+
+
+def _plan(options: argparse.Namespace) -> int:
     from harness.plan.bill import Terms
     from harness.plan.machines import parse_on
 
-    _import_libraries()
     sweep = sweep_of(options)
     study, ds_config = (None, engine_of(options)) if sweep else inputs(options)
     terms = Terms(options.price, options.currency, options.watts, options.grid)
@@ -67,18 +77,6 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     table = price(study)
     print_json(table) if options.json else show(table)
     return 0
-
-
-def _import_libraries() -> None:
-    """The large ones, without looking for garbage among their thousands of classes: 1 to 2 s of a plan's 10."""
-    import gc
-
-    gc.disable()
-    try:
-        import torch  # noqa: F401
-        import transformers.modeling_utils  # noqa: F401
-    finally:
-        gc.enable()
 
 
 def _default(machine: Machine | None) -> DsConfig:
