@@ -133,8 +133,9 @@ def _select(
     taken = [0] * classes
     ordered = iter(sorted(found, key=lambda e: (e.order, e.first)))
     while min(taken) < quota and (batch := list(islice(ordered, 512))):
-        firsts = encode(tokenizer, [e.first for e in batch])
-        seconds = encode(tokenizer, [e.second or "" for e in batch])
+        # As many tokens as tell whether an example fits.
+        firsts = encode(tokenizer, [e.first for e in batch], limit=max_length)
+        seconds = encode(tokenizer, [e.second or "" for e in batch], limit=max_length)
         for example, first, second in zip(batch, firsts, seconds, strict=True):
             ids = [special.cls, *first, special.sep, *([*second, special.sep] if example.second else [])]
             if len(ids) > max_length and cut:

@@ -118,12 +118,12 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:16]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids without [CLS] and [SEP]; a "[MASK]" written in a text is text, not a special token."""
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, limit: int | None = None) -> list[list[int]]:
+    """Token ids without [CLS] and [SEP], the first `limit` of each; a "[MASK]" written in a text is text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return [
-            list(ids)
+            list(ids[:limit])
             for ids in tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         ]
     before = backend.encode_special_tokens
@@ -131,7 +131,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
     try:
         backend.no_truncation()
         backend.no_padding()
-        return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+        encodings = backend.encode_batch(texts, add_special_tokens=False)
+        if limit is not None:
+            for encoding in encodings:
+                encoding.truncate(limit)  # before its ids become Python's: of a long document most are not asked for
+        return [encoding.ids for encoding in encodings]
     finally:
         backend.encode_special_tokens = before
 
