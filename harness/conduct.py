@@ -20,7 +20,7 @@ import torch
 from harness import alarms, branch, controls, environment
 from harness.budget import Account, Charge, Ledger, parse_postings
 from harness.curve import VALIDATION_BATCH, snapshots, validation
-from harness.data.stream import SampleStream, evaluation_batches
+from harness.data.stream import evaluation_batches
 from harness.engine import Engine, device_of, divided, must_divide
 from harness.errors import ConfigError, Preempted
 from harness.evaluate.subject import Subject
@@ -39,6 +39,7 @@ from harness.models.student import build_student, export
 from harness.models.teacher import Teacher
 from harness.progress import Silent
 from harness.ranks import Ranks
+from harness.remember import remember, stream_of
 from harness.rundir import RunDirectory, write_json
 from harness.stopping import StopFlag
 from harness.train import Trial
@@ -49,6 +50,7 @@ from harness.watchdog import Watchdog, beat, leave
 
 if TYPE_CHECKING:
     from harness.setting import ArmSetting, Setting
+    from harness.teacher_cache.shards import RememberedTeacher
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
 PROJECTION_STREAM = 1_000_003
@@ -188,6 +190,7 @@ class Conductor:
     ) -> None:  # fmt: skip
         """One trial from start to record; with `control` in the control's folder and for the control's tokens."""
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
+        remembered = self.remembered(arm, seed, stop)
         started = time.monotonic()
         beat(f"the start of {arm.arm.name}, seed {seed}")
         if self.ranks.is_main:
@@ -199,16 +202,16 @@ class Conductor:
         ledger = control.ledger(path) if control else arm.ledger(path=path)
         instruments = Instruments(self.ranks, self.node, folder, unit=ledger.budget.unit, started=started)
         with instruments:
-            self._train(arm, seed, stop, voucher, control, ledger, instruments)
+            self._train(arm, seed, stop, voucher, control, ledger, instruments, remembered)
         gc.collect()
         self.ranks.barrier()
 
     def _train(
         self, arm: ArmSetting, seed: int, stop: StopFlag, voucher: Voucher | None, control: controls.Control | None,
-        ledger: Ledger, instruments: Instruments,
+        ledger: Ledger, instruments: Instruments, remembered: RememberedTeacher | None,
     ) -> None:  # fmt: skip
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
-        trial = self.trial(arm, seed, folder, stop, ledger=ledger, measured=instruments.measured)
+        trial = self.trial(arm, seed, folder, stop, ledger=ledger, measured=instruments.measured, remembered=remembered)
         begun = self.ranks.share(branch.is_branch(folder))
         resumed = (self.resume or begun) and trial.resume()
         if not resumed:
@@ -277,9 +280,12 @@ class Conductor:
 
     def trial(
         self, arm: ArmSetting, seed: int, folder: Path, stop: Callable[[], bool], *, ledger: Ledger | None = None,
-        measured: Measured | None = None,
+        measured: Measured | None = None, remembered: RememberedTeacher | None = None,
     ) -> Trial:  # fmt: skip
-        """Student, objective, engine, teacher, stream, ledger and meters of one trial."""
+        """Student, objective, engine, teacher, stream, ledger and meters of one trial.
+
+        A teacher that is remembered is asked all the same where `remembered` is None: for steps that are timed, not kept.
+        """
         study, setting = arm.study, self.setting
         self.choose_kernels()
         student = arm.student(seed=seed)
@@ -294,15 +300,18 @@ class Conductor:
             trainee, groups.groups, setting.ds_config, sequences=study.batch.sequences, ranks=self.ranks,
             betas=study.optimizer.betas, eps=study.optimizer.eps, clip=study.optimizer.clip,
         )  # fmt: skip
-        stream = SampleStream(
-            setting.corpus, seed=seed, sequences=study.batch.sequences, micro_batch=engine.micro_batch,
-            rank=self.ranks.rank, world=self.ranks.world, masking=study.data.masking, causal=study.causal,
-        )  # fmt: skip
+        stream = stream_of(study, setting.corpus, seed=seed, micro_batch=engine.micro_batch, ranks=self.ranks)
+        teacher, cache = remembered or self.teacher(arm, plan), None
+        if remembered is not None:
+            cache = arm.cache_meter(
+                plan, fresh=lambda: stream.repeats.fresh(trial.progress.step, sequences=stream.sequences),
+                seconds=remembered.seconds_per_sample,
+            )  # fmt: skip
         ledger = ledger or arm.ledger(path=folder / "ledger.jsonl" if self.ranks.is_main else None)
         measured = measured or bare(self.ranks, unit=ledger.budget.unit)
         trial = Trial(
-            directory=folder, trainee=trainee, groups=groups, engine=engine, teacher=self.teacher(arm, plan), stream=stream,
-            corpus=setting.corpus, ledger=ledger, meters=[*arm.analytic_meters(plan), measured], measured=measured,
+            directory=folder, trainee=trainee, groups=groups, engine=engine, teacher=teacher, stream=stream,
+            corpus=setting.corpus, ledger=ledger, meters=[*arm.analytic_meters(plan, cache), measured], measured=measured,
             schedule=study.schedule, peak_lr=study.optimizer.lr, ranks=self.ranks, watcher=self.tell,
             identity=environment.trial_identity(self.identity, arm, seed, engine.facts()), allowed=self.allowed,
             overrides=list(self.overrides),
@@ -345,12 +354,46 @@ class Conductor:
         """The arm's teacher on this rank's device, before anything is cut."""
         assert arm.teacher is not None
         assert arm.study.teacher is not None
-        dtype = torch.bfloat16 if bf16_in_hardware() else torch.float32
-        return Teacher(arm.teacher, device=device_of(self.ranks), dtype=dtype, dropout=arm.study.teacher.dropout)
+        return Teacher(
+            arm.teacher, device=device_of(self.ranks), dtype=self.teacher_dtype, dropout=arm.study.teacher.dropout
+        )
+
+    @property
+    def teacher_dtype(self) -> torch.dtype:
+        """What teachers compute in here."""
+        return torch.bfloat16 if bf16_in_hardware() else torch.float32
+
+    def remembered(
+        self, arm: ArmSetting, seed: int, stop: Callable[[], bool], *, steps: int | None = None
+    ) -> RememberedTeacher | None:
+        """What the arm's teacher says of every sample its budget buys, or of the first `steps`; None where it is asked.
+
+        Written here where it is not in the cache yet, before the trial's clocks start: its account holds what it took.
+        """
+        plan = arm.plan()
+        if not arm.remembers(plan):
+            return None
+        beat(f"the teacher's cache of {arm.arm.name}", patience=4.0)
+
+        def tell(text: str) -> None:
+            beat(text, patience=4.0)
+            self.tell.say(text)
+
+        return remember(
+            arm, plan, self.setting.corpus, seed=seed, dtype=self.teacher_dtype, device=device_of(self.ranks),
+            ranks=self.ranks, teacher=lambda: self.cut_teacher(arm, plan), stop=stop, tell=tell, steps=steps,
+        )  # fmt: skip
 
     def teacher(self, arm: ArmSetting, plan: Any) -> Teacher | None:
         if arm.teacher is None or not plan.needs_teacher:
             return None
+        teacher = self.cut_teacher(arm, plan)
+        if must_divide(teacher.weight_bytes, self.setting.ds_config, self.ranks):
+            teacher.divide(divided)
+        return teacher
+
+    def cut_teacher(self, arm: ArmSetting, plan: Any) -> Teacher:
+        """The arm's teacher, whole on this rank, as far as its objective needs it."""
         teacher = self.whole_teacher(arm)
         needs = Needs()
         for phase in range(len(plan.phases)):
@@ -358,6 +401,4 @@ class Conductor:
         teacher.cut(needs)
         if arm.study.speed.compile_teacher:
             teacher.compile()
-        if must_divide(teacher.weight_bytes, self.setting.ds_config, self.ranks):
-            teacher.divide(divided)
         return teacher

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.data.glue_price import GluePlan
     from harness.data.probes import ProbeData
     from harness.meters.base import Meter
+    from harness.meters.teacher_cache import CacheMeter
     from harness.models.teacher import TeacherInfo
     from harness.objectives.base import StepSize
     from harness.objectives.composition import Plan
@@ -61,12 +62,37 @@ class ArmSetting:
             copy_layers(student, self.shape, teacher.family.model, self.teacher.shape, layers)
         return student
 
-    def analytic_meters(self, plan: Plan) -> list[Meter]:
+    def analytic_meters(self, plan: Plan, cache: CacheMeter | None = None) -> list[Meter]:
+        """What counts this arm's steps. Without `cache`, of a teacher that is remembered, a step of new samples only."""
         from harness.meters.flops import FlopMeter
         from harness.meters.tokens import TokenMeter
 
         teacher = self.teacher.shape if self.teacher else None
-        return [FlopMeter(plan, student=self.shape, teacher=teacher, size=self.size), TokenMeter(self.size)]
+        tokens = TokenMeter(self.size)
+        if not self.remembers(plan):
+            return [FlopMeter(plan, student=self.shape, teacher=teacher, size=self.size), tokens]
+        steps = FlopMeter(plan, student=self.shape, teacher=None, size=self.size)
+        return [steps, tokens, cache or self.cache_meter(plan, fresh=lambda: self.size.sequences)]
+
+    def remembers(self, plan: Plan) -> bool:
+        """True where the teacher's signals are read from a cache."""
+        return self.study.speed.teacher_cache is not None and self.teacher is not None and plan.needs_teacher
+
+    def cache_meter(self, plan: Plan, *, fresh: Callable[[], int], seconds: float | None = None) -> CacheMeter:
+        """Charges the new samples of each step, this arm's share of them; see `CacheMeter`."""
+        from harness.meters.teacher_cache import CacheMeter
+
+        policy = self.study.accounting.teacher_cache
+        shared_by = 1 if isinstance(policy, str) else policy.amortised_over
+        return CacheMeter(flop=self.sample_flop(plan), fresh=fresh, shared_by=shared_by, seconds=seconds)
+
+    def sample_flop(self, plan: Plan) -> int:
+        """What asking the teacher about one sequence costs."""
+        assert self.teacher is not None
+        size = self.size
+        return plan.teacher_needs(0).forward_flops(
+            self.teacher.shape, sequences=1, length=size.length, masked=size.masked // size.sequences
+        )  # fmt: skip
 
     def upfront(self) -> list[Charge]:
         """What this arm owes before its first step, charged or only reported; see `harness.owed`."""
@@ -214,6 +240,8 @@ class Setting:
                 rule=f"the student has {self.vocab}: logits cannot be compared",
                 remedy="use objectives without logits, or a teacher with the same vocabulary",
             )
+        if setting.remembers(plan):
+            self._check_cache(setting, plan)
         if study.student.untrained_top == "drop" and plan.trained_layers(setting.shape) == 0:
             raise ConfigError(
                 f"arm {arm.name}: student.untrained_top = drop", rule="no layer of this student is trained whole",
@@ -230,6 +258,23 @@ class Setting:
                 remedy="raise the budget or lower batch.sequences",
             )
         return setting
+
+    def _check_cache(self, arm: ArmSetting, plan: Plan) -> None:
+        """Raise ConfigError where this arm's teacher cannot be remembered."""
+        from harness.teacher_cache.content import Content, refuse
+
+        assert arm.teacher is not None
+        assert arm.study.teacher is not None
+        assert arm.study.speed.teacher_cache is not None
+        if arm.study.teacher.dropout:
+            raise refuse(
+                arm.arm.name, f"its teacher has dropout {arm.study.teacher.dropout:g} and never answers the same"
+            )
+        if not arm.study.limit.unit.deterministic and not arm.shape.causal and arm.study.data.mask_epochs is None:
+            raise refuse(
+                arm.arm.name, "a measured budget does not tell how many samples it buys, and masks never come again"
+            )
+        Content.of(plan, arm.teacher.shape, arm.size, arm.study.speed.teacher_cache, arm=arm.arm.name)
 
     def teacher(self, study: StudySpec) -> TeacherInfo | None:
         """The teacher's facts, checked against tokenizer and block length; its weights stay on disk."""

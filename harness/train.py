@@ -29,6 +29,7 @@ from harness.models.signals import Signals
 from harness.models.teacher import Teacher
 from harness.ranks import Ranks
 from harness.study import ScheduleSpec
+from harness.teacher_cache.shards import RememberedTeacher
 from harness.trainee import Groups, Trainee
 from harness.units import Unit
 
@@ -85,7 +86,7 @@ class Trial:
     trainee: Trainee
     groups: Groups
     engine: Engine
-    teacher: Teacher | None
+    teacher: Teacher | RememberedTeacher | None
     stream: SampleStream
     corpus: Corpus
     ledger: Ledger

@@ -10,6 +10,7 @@ from harness.kernels.backend import choices
 from harness.meters.efficiency import Denominator, efficiency
 from harness.models.teacher import weights_fingerprint
 from harness.owed import known_cost, teacher_training
+from harness.teacher_cache.shards import RememberedTeacher
 from harness.units import Unit
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "scores": {},
         "warnings": [
             *departures(arm, plan, kept, voucher),
+            *repeated(arm, trial),
             *slow_ranks(trial),
             *trial.progress.passed_over,
             *uncounted(trial),
@@ -78,6 +80,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
             n.removeprefix("student.") for n in trial.groups.untrained if n.startswith("student.")
         ],
         "kernels": choices(),
+        "teacher_cache": cache_facts(arm, trial),
         "engine": trial.engine.facts() | ({"teacher": trial.teacher.placement} if trial.teacher else {}),
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,
@@ -120,6 +123,40 @@ def teacher_facts(arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | 
         "corpus": arm.teacher.provenance.get("corpus"),
         "before_training": None if voucher is None else vars(voucher),
     }
+
+
+def cache_facts(arm: ArmSetting, trial: Trial) -> dict[str, Any] | None:
+    """What the remembered teacher of this trial is: its samples, bytes, device seconds, and what its logits leave out."""
+    if not isinstance(trial.teacher, RememberedTeacher):
+        return None
+    spec, policy = arm.study.speed.teacher_cache, arm.study.accounting.teacher_cache
+    assert spec is not None
+    return {
+        **trial.teacher.written, **spec.model_dump(mode="json"),
+        "policy": policy if isinstance(policy, str) else f"shared by {policy.amortised_over} runs",
+        "charged": Account.TEACHER_CACHE in arm.study.charged,
+    }  # fmt: skip
+
+
+def repeated(arm: ArmSetting, trial: Trial) -> list[str]:
+    """What a reader must know of data that comes again and of a teacher that is not asked."""
+    found, data = [], arm.study.data
+    if data.seed is not None:
+        found.append(
+            f"all seeds read one order with one set of masks (data.seed {data.seed}): they differ in initial weights alone"
+        )
+    cache = cache_facts(arm, trial)
+    if cache is None:
+        return found
+    for temperature, share in cache["outside_kept_logits"].items():
+        if share:
+            found.append(
+                f"of its teacher {cache['logits']} logits of a position were kept; {share:.2%} of the mass at temperature "
+                f"{temperature} lies outside them and counts as one outcome"
+            )
+    if not cache["charged"]:
+        found.append("its teacher's cache is reported and not charged: the budget paid for no teacher")
+    return found
 
 
 def uncounted(trial: Trial) -> list[str]:

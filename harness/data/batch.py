@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from harness.data.masking import MaskedBlocks
@@ -29,9 +30,10 @@ class Batch:
     token_count: float
     sequence_count: float
     attention_mask_BT: torch.Tensor | None = None  # None: packed, nothing is padding
+    samples_B: npt.NDArray[np.int64] | None = None  # where they lie in the stream; None: they are not from one
 
     @classmethod
-    def of(cls, masked: MaskedBlocks) -> Batch:
+    def of(cls, masked: MaskedBlocks, *, samples_B: npt.NDArray[np.int64] | None = None) -> Batch:
         """A packed batch whose counts are its own."""
         count, length = masked.input_ids_BT.shape
         positions_BM = masked.positions_BM + np.arange(count, dtype=np.int64)[:, None] * length
@@ -42,6 +44,7 @@ class Batch:
             masked_count=float(positions_BM.size),
             token_count=float(count * length),
             sequence_count=float(count),
+            samples_B=samples_B,
         )
 
     def to(self, device: torch.device | str) -> Batch:

@@ -10,6 +10,7 @@ which affords fewer steps, therefore sees a prefix.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,12 +23,14 @@ from harness.data.hashing import permutation, text_word
 from harness.data.masking import MaskedBlocks, mask_blocks
 from harness.data.next_token import next_tokens, predicted_count
 from harness.data.prefetch import Prefetcher, prefetched
+from harness.data.repeats import Repeats
 from harness.errors import ConfigError, DataError
 from harness.study import MaskingSpec
 
 __all__ = ["Batch", "Prefetcher", "SampleStream", "evaluation_batches", "prefetched"]
 
 _EVALUATION = text_word("evaluation")
+Shelf = OrderedDict[tuple[int, int], npt.NDArray[np.int64]]
 
 
 class Drawn(NamedTuple):
@@ -52,8 +55,11 @@ class SampleStream:
         world: int = 1,
         masking: MaskingSpec | None = None,
         causal: bool = False,
+        mask_epochs: int | None = None,
     ) -> None:
         """`causal` blocks are not masked: every position predicts the next token (harness/data/next_token.py).
+
+        With `mask_epochs` the masks of that many epochs come again in turn; causal blocks are the same in every epoch.
 
         Raises:
             ConfigError: micro_batch × world does not divide the global batch.
@@ -78,7 +84,9 @@ class SampleStream:
         self._words = [text_word(f"source:{label}") for label in self._sources]
         self._sizes = [len(corpus.blocks("train", label)) for label in self._sources]
         self._shares = mixture.shares([corpus.weights[label] for label in self._sources])
-        self._orders: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
+        self.repeats = Repeats(tuple(self._sizes), self._shares, 1 if causal else mask_epochs)
+        self._orders: Shelf = OrderedDict()
+        self._inverses: Shelf = OrderedDict()
 
     @property
     def tokens_per_step(self) -> int:
@@ -103,9 +111,35 @@ class SampleStream:
 
     def masked(self, samples: npt.NDArray[np.int64]) -> MaskedBlocks:
         """The blocks of these global samples with their masks or next tokens, as numpy arrays."""
+        return self.blocks_of(self.locate(samples))
+
+    def first_seen(self, samples: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(source, index within it) of the first sample of the stream that has these tokens and masks."""
         drawn = self.locate(samples)
-        ids_BT = np.empty((samples.size, self.corpus.block_length), dtype=np.int64)
-        word_B = np.empty(samples.size, dtype=np.uint64)
+        source, index = mixture.locate(samples, self._shares)
+        cycle = self.repeats.cycle
+        if cycle is None:
+            return source, index
+        round_ = drawn.epoch % cycle
+        again = np.flatnonzero(drawn.epoch >= cycle)
+        for s, e in sorted(set(zip(source[again].tolist(), round_[again].tolist(), strict=True))):
+            chosen = again[(source[again] == s) & (round_[again] == e)]
+            index[chosen] = e * self._sizes[s] + self._places(s, e)[drawn.block[chosen]]
+        return source, index
+
+    def blocks_at(self, source: int, indices: npt.NDArray[np.int64]) -> MaskedBlocks:
+        """The blocks of one source at these indices within it, as `masked` gives them."""
+        epoch, place = indices // self._sizes[source], indices % self._sizes[source]
+        block = np.empty_like(place)
+        for e in np.unique(epoch):
+            block[epoch == e] = self._order(source, int(e))[place[epoch == e]]
+        return self.blocks_of(Drawn(np.full_like(place, source), epoch, block))
+
+    def blocks_of(self, drawn: Drawn) -> MaskedBlocks:
+        """These blocks with the masks of their epoch, or with their next tokens."""
+        size = drawn.block.size
+        ids_BT = np.empty((size, self.corpus.block_length), dtype=np.int64)
+        word_B = np.empty(size, dtype=np.uint64)
         for s in np.unique(drawn.source):
             chosen = drawn.source == s
             ids_BT[chosen] = self.corpus.blocks("train", self._sources[s])[drawn.block[chosen]]
@@ -113,14 +147,18 @@ class SampleStream:
         if self.causal:
             return next_tokens(ids_BT)
         # The mask belongs to the block in its epoch, and so is new whenever the block comes round again.
-        return self._mask(ids_BT, word_B ^ drawn.block.astype(np.uint64), drawn.epoch)
+        epoch = drawn.epoch if self.repeats.cycle is None else drawn.epoch % self.repeats.cycle
+        return self._mask(ids_BT, word_B ^ drawn.block.astype(np.uint64), epoch)
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of one optimizer step."""
         samples_AB = self.samples_of(step)
         blocks = self.masked(samples_AB.reshape(-1))
         b = self.micro_batch
-        return [Batch.of(MaskedBlocks(*(x[a * b : (a + 1) * b] for x in blocks))) for a in range(self.accumulation)]
+        return [
+            Batch.of(MaskedBlocks(*(x[a * b : (a + 1) * b] for x in blocks)), samples_B=samples_AB[a])
+            for a in range(self.accumulation)
+        ]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How often `steps` steps go through each source."""
@@ -146,13 +184,31 @@ class SampleStream:
         )
 
     def _order(self, source: int, epoch: int) -> npt.NDArray[np.int64]:
-        key = (source, epoch)
-        if key not in self._orders:
-            self._orders[key] = permutation(self._sizes[source], key=(self.seed, self._words[source], epoch))
+        def make() -> npt.NDArray[np.int64]:
+            return permutation(self._sizes[source], key=(self.seed, self._words[source], epoch))
+
+        return self._kept(self._orders, (source, epoch), make)
+
+    def _places(self, source: int, epoch: int) -> npt.NDArray[np.int64]:
+        """Where each block lies in the order of this epoch."""
+
+        def make() -> npt.NDArray[np.int64]:
+            order = self._order(source, epoch)
+            places = np.empty_like(order)
+            places[order] = np.arange(order.size)
+            return places
+
+        return self._kept(self._inverses, (source, epoch), make)
+
+    def _kept(
+        self, shelf: Shelf, key: tuple[int, int], make: Callable[[], npt.NDArray[np.int64]]
+    ) -> npt.NDArray[np.int64]:
+        if key not in shelf:
+            shelf[key] = make()
             # A batch may straddle two epochs of every source; older orders are never needed again.
-            while len(self._orders) > 2 * len(self._sources):
-                self._orders.popitem(last=False)
-        return self._orders[key]
+            while len(shelf) > 2 * len(self._sources):
+                shelf.popitem(last=False)
+        return shelf[key]
 
     def _mask(
         self, ids_BT: npt.NDArray[np.int64], sample_B: npt.NDArray[np.uint64], epoch_B: npt.NDArray[np.int64]

@@ -23,6 +23,7 @@ class FlopMeter:
     source = "analytic"
 
     def __init__(self, plan: Plan, *, student: Shape, teacher: Shape | None, size: StepSize) -> None:
+        """`teacher` is None for a teacher that is remembered, not asked: its forward is no part of a step."""
         self._by_phase = [self._price(plan, phase, student, teacher, size) for phase in range(len(plan.phases))]
 
     @staticmethod

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.errors import ConfigError
+from harness.kernels.soft_cross_entropy.reference import Top
 from harness.models.attention import QKV, watched
 from harness.models.families import Family
 from harness.models.shapes import Shape
@@ -132,16 +133,34 @@ class Head:
 
 
 @dataclass
+class TopLogits:
+    """The K largest logits at N positions and, by temperature, what all others weigh together (kernels' `Top`).
+
+    All that is remembered of a teacher's head; rows as a `Head`'s.
+    """
+
+    ids_NK: torch.Tensor
+    logits_NK: torch.Tensor
+    rests: dict[float, torch.Tensor]
+    positions: Positions = "masked"
+
+    def at(self, temperature: float) -> Top:
+        """For a loss at this temperature."""
+        return Top(self.ids_NK, self.logits_NK, self.rests[temperature])
+
+
+@dataclass
 class Signals:
     """The answer to `Needs`: states (B, T, H) and (q, k, v), each (B, heads, T, d), by number.
 
-    `parts` holds those asked for one by one.
+    `parts` holds those asked for one by one. `top` stands for `head` where only the largest logits were remembered.
     """
 
     states: dict[int, torch.Tensor] = field(default_factory=dict)
     qkv: dict[int, QKV] = field(default_factory=dict)
     head: Head | None = None
     parts: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+    top: TopLogits | None = None
 
     def part(self, number: int, part: str) -> torch.Tensor:
         """Q, K or V of a layer, however it was asked for."""

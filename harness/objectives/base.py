@@ -22,7 +22,7 @@ from torch import nn
 import harness.objectives
 from harness.errors import ConfigError, TeacherError
 from harness.models.shapes import Shape
-from harness.models.signals import Head, Needs, Positions, Signals, TrainingBatch
+from harness.models.signals import Head, Needs, Positions, Signals, TopLogits, TrainingBatch
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Objective(nn.Module):
     vanishes_with: ClassVar[dict[str, Any] | None] = None
     student_needs: Needs = Needs()
     teacher_needs: Needs = Needs()
+    # The temperature at which it compares logits, where it can do so with the largest of a teacher's alone.
+    temperature: float | None = None
 
     def __init__(self, options: Options, student: Shape, teacher: Shape | None) -> None:
         super().__init__()
@@ -165,6 +167,16 @@ def masked_rows(batch: TrainingBatch) -> torch.Tensor:
         return batch.positions_N
     ranks = batch.attention_mask_BT.flatten().long().cumsum(0) - 1
     return ranks[batch.positions_N]
+
+
+def top_at(top: TopLogits, positions: Positions, batch: TrainingBatch) -> TopLogits:
+    """`head_at` for remembered logits."""
+    if top.positions == positions:
+        return top
+    assert (top.positions, positions) == ("tokens", "masked")
+    rows = masked_rows(batch)
+    rests = {temperature: rest.index_select(0, rows) for temperature, rest in top.rests.items()}
+    return TopLogits(top.ids_NK.index_select(0, rows), top.logits_NK.index_select(0, rows), rests, positions)
 
 
 def head_at(head: Head, positions: Positions, batch: TrainingBatch) -> Head:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from harness.kernels.soft_cross_entropy.op import masked_cross_entropy
 from harness.models.shapes import Shape
-from harness.models.signals import Head, Needs, Signals
+from harness.models.signals import Head, Needs, Signals, TopLogits
 from harness.objectives import base
 from harness.objectives.soft_targets import soft_and_hard
 
@@ -44,6 +44,7 @@ class DistilBert(base.Objective):
                 rule="the cosine term compares the states themselves",
                 remedy="use equal hidden sizes, cosine: 0, or soft_targets with hidden",
             )
+        self.temperature = options.temperature if options.soft else None
         last = [frozenset({shape.layers} if options.cosine else {}) for shape in (student, self.teacher_shape)]
         self.student_needs = Needs(
             logits="tokens" if options.soft else "masked" if options.mlm else "none", states=last[0]
@@ -51,7 +52,7 @@ class DistilBert(base.Objective):
         self.teacher_needs = Needs(logits="tokens" if options.soft else "none", states=last[1])
 
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
-        terms = self.of_logits(student.head, teacher.head, batch)
+        terms = self.of_logits(student.head, teacher.head or teacher.top, batch)
         if self.options.cosine:
             mine = base.wide(base.token_rows(student.states[self.student_shape.layers], batch))
             theirs = base.target_rows(teacher.states[self.teacher_shape.layers], batch, like=mine)
@@ -60,7 +61,7 @@ class DistilBert(base.Objective):
         return terms
 
     def of_logits(
-        self, student: Head | None, teacher: Head | None, batch: base.TrainingBatch
+        self, student: Head | None, teacher: Head | TopLogits | None, batch: base.TrainingBatch
     ) -> dict[str, torch.Tensor]:
         """The terms of the two heads, those without weight left out."""
         soft, hard, temperature = self.options.soft, self.options.mlm, self.options.temperature

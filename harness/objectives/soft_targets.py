@@ -9,7 +9,7 @@ from pydantic import Field
 
 from harness.kernels.soft_cross_entropy.op import soft_cross_entropy
 from harness.models.shapes import Shape
-from harness.models.signals import Head, Needs, Positions, Signals
+from harness.models.signals import Head, Needs, Positions, Signals, TopLogits
 from harness.objectives import base
 
 IGNORED = -100  # a label that takes a position out of the cross-entropy
@@ -38,17 +38,19 @@ class SoftTargets(base.Objective):
 
     def __init__(self, options: Options, student: Shape, teacher: Shape | None) -> None:
         super().__init__(options, student, teacher)
+        self.temperature = options.temperature
         self.student_needs = Needs(logits=options.positions)
         self.teacher_needs = Needs(logits=options.positions)
 
     def forward(self, student: Signals, teacher: Signals, batch: base.TrainingBatch) -> dict[str, torch.Tensor]:
         assert student.head is not None
-        assert teacher.head is not None
+        theirs = teacher.head or teacher.top
+        assert theirs is not None
         options = self.options
         soft = options.alpha / (self.student_shape.vocab if options.vocabulary == "mean" else 1)
         hard = 1 - options.alpha
         kl, cross_entropy = soft_and_hard(
-            student.head, teacher.head, batch,
+            student.head, theirs, batch,
             temperature=options.temperature, positions=options.positions, weights=(soft, hard),
         )  # fmt: skip
         return {"kl": soft * kl, "cross_entropy": hard * cross_entropy}
@@ -56,7 +58,7 @@ class SoftTargets(base.Objective):
 
 def soft_and_hard(
     student: Head,
-    teacher: Head,
+    teacher: Head | TopLogits,
     batch: base.TrainingBatch,
     *,
     temperature: float,
@@ -69,7 +71,14 @@ def soft_and_hard(
     multiplies the head once for both.
     """
     student = base.head_at(student, positions, batch)
-    teacher = base.head_at(teacher, positions, batch)
+    theirs: dict[str, Any]
+    if isinstance(teacher, TopLogits):
+        theirs = {"teacher_top": base.top_at(teacher, positions, batch).at(temperature)}
+    else:
+        teacher = base.head_at(teacher, positions, batch)
+        theirs = {
+            "teacher_hidden_NG": teacher.hidden_NE, "teacher_weight_VG": teacher.weight_VE, "teacher_bias_V": teacher.bias_V,
+        }  # fmt: skip
     labels, count = batch.labels_N, batch.masked_count
     if positions == "tokens":
         count = batch.token_count
@@ -79,9 +88,7 @@ def soft_and_hard(
         student.hidden_NE,
         student.weight_VE,
         student.bias_V,
-        teacher_hidden_NG=teacher.hidden_NE,
-        teacher_weight_VG=teacher.weight_VE,
-        teacher_bias_V=teacher.bias_V,
+        **theirs,
         labels_N=labels,
         temperature=temperature,
         weights=(weights[0] / count, weights[1] / batch.masked_count),

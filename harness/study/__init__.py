@@ -11,7 +11,7 @@ from harness.study.glue import GlueSpec, GridSpec, glue_spec
 from harness.study.models import ModelSpec, TeacherSpec
 from harness.study.reading import STUDIES, load, names, validate
 from harness.study.recipe import BatchSpec, OptimizerSpec, ScheduleSpec
-from harness.study.speed import SpeedSpec
+from harness.study.speed import SpeedSpec, TeacherCacheSpec
 from harness.study.study import MAY_DIFFER, ArmSpec, StudySpec
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "SourceSpec",
     "SpeedSpec",
     "StudySpec",
+    "TeacherCacheSpec",
     "TeacherSpec",
     "TextSpec",
     "glue_spec",

@@ -18,6 +18,10 @@ ON_THE_WAY = frozenset({Account.STARTUP, Account.EVALUATION, Account.CHECKPOINT}
 CHARGEABLE = KNOWN_BEFORE | ON_THE_WAY
 
 
+# A cache is written outside the clock of the runs that read it: what is known of it is its FLOPs and its device time.
+UNITS_OF_A_CACHE = (Unit.FLOP, Unit.TOKEN, Unit.GPU_SECOND)
+
+
 def default_charged(unit: Unit) -> frozenset[Account]:
     """Steps; and for clock time and allocated devices everything on the way, which is waited and billed for."""
     return STEPS | ON_THE_WAY if unit in (Unit.SECOND, Unit.ALLOCATED_GPU_SECOND) else STEPS
@@ -57,16 +61,24 @@ TeacherPolicy = Annotated[
 ]
 
 
+CachePolicy = Annotated[
+    Annotated[Literal["full"], Tag("word")] | Annotated[Amortised, Tag("amortised_over")], Discriminator(_kind)
+]
+
+
 class AccountingSpec(Spec):
     """Which accounts are charged to the budget; all of them are reported.
 
     `teacher_training`: free (reported), full, shared by k students, or a range where it is unknown.
+    `teacher_cache`: with speed.teacher_cache each run pays for every sample it is the first time it reads it (`full`), or its
+    share where so many runs read the same cache.
     `grid_g_per_kwh`: grams of CO2 equivalent per kWh of the grid that the run drew from, as the user knows it;
     carbon is then reported beside energy.
     """
 
     charged: list[Account] = sorted(STEPS)
     teacher_training: TeacherPolicy = "free"
+    teacher_cache: CachePolicy = "full"
     grid_g_per_kwh: Annotated[float, Field(ge=0)] | None = None
 
     @field_validator("charged")
@@ -98,18 +110,27 @@ class AccountingSpec(Spec):
                 f"{late[0]} cannot be charged to a budget in {unit}s: it is known only when it has happened; "
                 "give the budget in gpu-hours, allocated-gpu-hours, kWh or minutes, or leave it reported"
             )
+        if Account.TEACHER_CACHE in self.charged and unit not in UNITS_OF_A_CACHE:
+            raise ValueError(
+                f"TEACHER_CACHE cannot be charged to a budget in {unit}s: the cache is written outside the runs that read it; "
+                "give the budget in FLOPs, tokens or gpu-hours, or leave it reported (accounting.charged)"
+            )
         policy = self.teacher_training
         if isinstance(policy, CostRange) and parse_quantity(policy.range[0]).unit is not unit:
             raise ValueError(f"teacher_training.range is not in the budget's unit ({unit})")
 
 
-def completed(tree: object, unit: Unit) -> dict[str, object]:
-    """An accounting block as the user wrote it, with what it leaves unsaid for a budget in this unit."""
+def completed(tree: object, unit: Unit, *, cached: bool = False) -> dict[str, object]:
+    """An accounting block as the user wrote it, with what it leaves unsaid for a budget in this unit.
+
+    A teacher that is `cached` is charged like one that is not: its account takes the place of TEACHER_FORWARD.
+    """
     block: dict[str, object] = {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
     charged = block.get("charged")
     if charged is None:
         policy = block.get("teacher_training", "free")
         accounts = default_charged(unit) | (set() if policy == "free" else {Account.TEACHER_TRAINING})
+        accounts |= {Account.TEACHER_CACHE} if cached else set()
         block["charged"] = sorted(account.value for account in accounts)
     elif isinstance(charged, list) and "teacher_training" not in block and Account.TEACHER_TRAINING.value in charged:
         block["teacher_training"] = "full"

@@ -75,7 +75,12 @@ class MaskingSpec(Spec):
 
 
 class DataSpec(Spec):
-    """What is read, how it is cut into blocks, and how blocks are masked."""
+    """What is read, how it is cut into blocks, how blocks are masked, and what comes again.
+
+    A block is masked anew whenever it comes round. With `mask_epochs: k` the masks of its first k rounds come again instead.
+    Every seed has an order and masks of its own; with `seed` all seeds have those of this number, and differ in their
+    initial weights alone. Both hold for every arm.
+    """
 
     sources: Annotated[list[SourceSpec], Field(min_length=1)] = Field(default_factory=lambda: [SourceSpec()])
     tokenizer: str = "builtin"
@@ -84,3 +89,5 @@ class DataSpec(Spec):
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.10
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.06
     limit_tokens: Positive | None = None
+    mask_epochs: Positive | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None

@@ -1,10 +1,26 @@
-"""How steps are computed: what changes their time, never the FLOPs charged and never a loss beyond rounding."""
+"""How steps are computed: what changes their time, and never a loss beyond rounding.
+
+The FLOPs charged stay as they are too, but for `teacher_cache`: a teacher that is asked once and remembered is paid once.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from harness.study.spec import Spec
+from pydantic import field_validator
+
+from harness.study.spec import Positive, Spec
+
+
+class TeacherCacheSpec(Spec):
+    """What is remembered of a teacher: signals as it computed them, or in half precision, and of its logits the largest.
+
+    `logits` is how many of a position's logits are kept; all others are kept as one number, the mass they have together,
+    and the divergence is then between distributions in which they are one outcome. `all` keeps every logit.
+    """
+
+    logits: Positive | Literal["all"] = 64
+    precision: Literal["computed", "half"] = "computed"
 
 
 class SpeedSpec(Spec):
@@ -12,8 +28,16 @@ class SpeedSpec(Spec):
 
     `kernels` chooses the losses' implementation: `auto` takes Triton where it is right and faster, `eager` PyTorch with a
     hand-formed gradient, `reference` the definition in plain autograd. `compile_teacher` runs the teacher's forward through
-    torch.compile, which costs seconds at the start (STARTUP) and pays in long runs.
+    torch.compile, which costs seconds at the start (STARTUP) and pays in long runs. `teacher_cache` (true, or its options)
+    writes what an objective asks of the teacher to disk, once for every sample, and reads it from there.
     """
 
     kernels: Literal["auto", "triton", "eager", "reference"] = "auto"
     compile_teacher: bool = False
+    teacher_cache: TeacherCacheSpec | None = None
+
+    @field_validator("teacher_cache", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """`true` takes the defaults, `false` is none."""
+        return TeacherCacheSpec() if value is True else None if value is False else value

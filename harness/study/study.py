@@ -108,7 +108,10 @@ class StudySpec(Spec):
         block = tree.get("accounting")
         if block is not None and not isinstance(block, dict):
             return tree
-        return {**tree, "accounting": completed(block, Budget.parse(tree["budget"]).unit)}
+        speed = tree.get("speed")
+        cached = speed.get("teacher_cache") if isinstance(speed, dict) else getattr(speed, "teacher_cache", None)
+        unit = Budget.parse(tree["budget"]).unit
+        return {**tree, "accounting": completed(block, unit, cached=cached not in (None, False))}
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:

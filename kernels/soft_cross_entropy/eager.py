@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .head import Mixture, Problem, Teacher, declared_mixtures
-from .reference import IGNORED, check_head, check_teacher, check_temperature
+from .reference import IGNORED, Top, check_head, check_teacher, check_temperature
 
 
 def soft_cross_entropy(
@@ -18,6 +18,7 @@ def soft_cross_entropy(
     teacher_hidden_NG: Tensor | None = None,
     teacher_weight_VG: Tensor | None = None,
     teacher_bias_V: Tensor | None = None,
+    teacher_top: Top | None = None,
     labels_N: Tensor | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
@@ -30,9 +31,11 @@ def soft_cross_entropy(
     `product_dtype`; softmaxes, sums and accumulated gradients are in float32 or better.
     """
     check_head(hidden_NH, weight_VH, bias_V, labels_N, who="student")
-    check_teacher(hidden_NH, weight_VH, teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V)
+    check_teacher(
+        hidden_NH, weight_VH, teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V, teacher_top
+    )
     check_temperature(temperature)
-    teacher = Teacher(teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V)
+    teacher = Teacher(teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V, teacher_top)
     mixtures = declared_mixtures(weights, hard=labels_N is not None)
     problem = Problem(labels_N, teacher, temperature, chunk, mixtures, chunk_losses)
     return problem.solve(hidden_NH, weight_VH, bias_V)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backend import differentiated
-from .reference import row_chunks
+from .reference import Top, row_chunks
 
 # Logits per chunk. On a CPU 1 MiB in float32: the passes of two softmaxes find their operands in the cache. On a GPU
 # as many as keep the products large; the weight's accumulated gradient is read and written once per chunk.
@@ -68,12 +68,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher's logits, or the head that makes them; a constant."""
+    """The teacher's logits, the head that makes them, or the largest of them; a constant."""
 
     logits_NV: Tensor | None
     hidden_NG: Tensor | None
     weight_VG: Tensor | None
     bias_V: Tensor | None
+    top: Top | None = None
 
     def cast(self) -> Teacher:
         """The same teacher with its head in the type its products run in."""
@@ -82,13 +83,30 @@ class Teacher:
         dtype = product_dtype(self.hidden_NG, self.weight_VG)
         return Teacher(None, self.hidden_NG.detach().to(dtype), self.weight_VG.detach().to(dtype), self.bias_V)
 
-    def logits(self, rows: slice, dtype: torch.dtype | None) -> Tensor:
-        """(c, V) logits of these positions in `dtype` (None: as they are); the teacher's own where they are so."""
+    def logits(self, rows: slice, dtype: torch.dtype | None, *, student: Tensor, temperature: float) -> Tensor:
+        """(c, V) logits of these positions in `dtype` (None: as they are); the teacher's own where they are so.
+
+        Where only the largest are known, `completed` by the student's (c, V) logits of the same positions.
+        """
+        if self.top is not None:
+            return completed(self.top.rows(rows), student, temperature)
         if self.logits_NV is not None:
             return self.logits_NV[rows].detach().to(dtype or self.logits_NV.dtype)
         assert self.hidden_NG is not None
         assert self.weight_VG is not None
         return head_logits(self.hidden_NG[rows], self.weight_VG, self.bias_V, dtype)
+
+
+def completed(top: Top, student: Tensor, temperature: float) -> Tensor:
+    """(c, V) teacher logits, float32 or better: its own at the top, elsewhere the student's, shifted to the teacher's mass.
+
+    Within the rest the two then agree, so the whole divergence is that of `top_divergence`; and taken as a constant
+    they give its gradient: (q − p) at the top, q·(1 − r / q_rest) elsewhere.
+    """
+    logits = student.to(torch.promote_types(student.dtype, torch.float32), copy=True)
+    rest = logits.div(temperature).scatter_(1, top.ids_NK, -torch.inf).logsumexp(1)
+    shift = torch.where(top.rest_N == -torch.inf, 0.0, (top.rest_N.to(rest.dtype) - rest) * temperature)
+    return logits.add_(shift[:, None]).scatter_(1, top.ids_NK, top.logits_NK.detach().to(logits.dtype))
 
 
 def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Tensor:
@@ -150,7 +168,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
         for part in problem.rows(len(hidden), len(weight), hidden.device):
             states = hidden[part].to(dtype)
             logits = head_logits(states, head, bias, logits_dtype)
-            teacher = None if problem.teacher is None else problem.teacher.logits(part, logits_dtype)
+            teacher = None
+            if problem.teacher is not None:
+                teacher = problem.teacher.logits(part, logits_dtype, student=logits, temperature=problem.temperature)
             labels = None if problem.labels_N is None else problem.labels_N[part]
             kl, ce, slopes = problem.losses(logits, teacher, labels, problem.temperature, mixtures)
             kl_sum += kl

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..backend import Backend, Choice, choose, ran
 from . import eager, reference
 from .head import product_dtype
+from .reference import Top
 
 
 def soft_cross_entropy(
@@ -18,6 +21,7 @@ def soft_cross_entropy(
     teacher_hidden_NG: Tensor | None = None,
     teacher_weight_VG: Tensor | None = None,
     teacher_bias_V: Tensor | None = None,
+    teacher_top: Top | None = None,
     labels_N: Tensor | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
@@ -32,11 +36,12 @@ def soft_cross_entropy(
     backend's own choice).
     """
     choice = ran("soft_cross_entropy", chosen(hidden_NH, weight_VH, backend=backend))
-    teacher = {
+    teacher: dict[str, Any] = {
         "teacher_logits_NV": teacher_logits_NV,
         "teacher_hidden_NG": teacher_hidden_NG,
         "teacher_weight_VG": teacher_weight_VG,
         "teacher_bias_V": teacher_bias_V,
+        "teacher_top": teacher_top,
     }
     common = {"labels_N": labels_N, "temperature": temperature, "chunk": chunk}
     if choice.backend == "reference":

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..backend import on_device
 from ..tiles import FUSED, LOG2E, MASKED
 from .head import Mixture, Problem, Teacher, declared_mixtures
-from .reference import check_head, check_teacher, check_temperature
+from .reference import Top, check_head, check_teacher, check_temperature
 
 
 @triton.jit
@@ -141,6 +141,7 @@ def soft_cross_entropy(
     teacher_hidden_NG: Tensor | None = None,
     teacher_weight_VG: Tensor | None = None,
     teacher_bias_V: Tensor | None = None,
+    teacher_top: Top | None = None,
     labels_N: Tensor | None = None,
     temperature: float = 1.0,
     chunk: int | None = None,
@@ -148,9 +149,11 @@ def soft_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """eager.soft_cross_entropy, same guarantees and errors; logits are rounded to the products' type once."""
     check_head(hidden_NH, weight_VH, bias_V, labels_N, who="student")
-    check_teacher(hidden_NH, weight_VH, teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V)
+    check_teacher(
+        hidden_NH, weight_VH, teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V, teacher_top
+    )
     check_temperature(temperature)
-    teacher = Teacher(teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V)
+    teacher = Teacher(teacher_logits_NV, teacher_hidden_NG, teacher_weight_VG, teacher_bias_V, teacher_top)
     mixtures = declared_mixtures(weights, hard=labels_N is not None)
     problem = Problem(labels_N, teacher, temperature, chunk, mixtures, chunk_losses, half_logits=True)
     return problem.solve(hidden_NH, weight_VH, bias_V)

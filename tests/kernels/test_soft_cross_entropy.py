@@ -275,3 +275,111 @@ def test_impossible_heads_and_teachers_are_refused_with_the_value_and_the_rule()
         ):
             with pytest.raises(ValueError, match=message):
                 module.soft_cross_entropy(*arguments, **options)
+
+
+# -- a teacher of which only the largest logits are known ------------------------------------------------
+def top_of(logits_NV: Tensor, kept: int, temperature: float) -> reference.Top:
+    """The largest logits of every position, and what the others weigh at this temperature."""
+    values, ids = logits_NV.topk(kept, dim=-1)
+    others = logits_NV.scatter(1, ids, -torch.inf)
+    return reference.Top(ids, values, (others / temperature).logsumexp(-1))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), kept=st.integers(1, 12), chunk=st.sampled_from([None, 1, 2]))
+def test_top_logits_give_the_divergence_of_the_top_and_the_rest_and_its_gradient(
+    kind: str, case: Case, kept: int, chunk: int | None
+) -> None:
+    case = Case(**{**vars(case), "by_logits": True})
+    kept, temperature = min(kept, case.vocabulary), case.temperature
+    logits = case.teacher()["teacher_logits_NV"]
+    top = top_of(logits, kept, temperature)
+
+    def definition(*student: Tensor) -> Tensor:
+        """Written over the two distributions of kept + 1 outcomes, rest mass by subtraction."""
+        z = student[0] @ student[1].T + (student[2] if case.bias else 0)
+        p, q = ((x / temperature).softmax(-1) for x in (logits, z))
+        p_top, q_top = p.gather(1, top.ids_NK), q.gather(1, top.ids_NK)
+        loss = (p_top * (p_top / q_top).log()).sum()
+        if kept < case.vocabulary:
+            p_rest, q_rest = ((x.sum(-1) - y.sum(-1)) for x, y in ((p, p_top), (q, q_top)))
+            loss = loss + (p_rest * (p_rest / q_rest).log()).sum()
+        return temperature**2 * loss
+
+    def actual(*student: Tensor) -> Tensor:
+        return MODULES[kind].soft_cross_entropy(*student, teacher_top=top, temperature=temperature, chunk=chunk)[0]
+
+    tensors = case.student()
+    expected = value_and_gradients(definition, tensors, len(tensors))
+    # The rest by subtraction loses digits where it is small: r ≥ 1e-6 here, so 1e-16 / 1e-6 of the value.
+    assert max(worst_error(value_and_gradients(actual, tensors, len(tensors)), expected)) < 1e-9
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@settings(max_examples=30, deadline=None)
+@given(case=cases())
+def test_all_logits_kept_are_the_whole_divergence(kind: str, case: Case) -> None:
+    case = Case(**{**vars(case), "by_logits": True})
+    top = top_of(case.teacher()["teacher_logits_NV"], case.vocabulary, case.temperature)
+    assert (top.rest_N == -torch.inf).all()
+    losses = [case.mixed(MODULES[kind])]
+    losses.append(
+        lambda *x: torch.stack(
+            MODULES[kind].soft_cross_entropy(
+                *x, teacher_top=top, labels_N=case.labels_N, temperature=case.temperature
+            )
+        ) @ torch.tensor([0.3, 0.7], dtype=torch.float64)
+    )  # fmt: skip
+    size = len(case.student())
+    whole, kept = (value_and_gradients(loss, case.student(), size) for loss in losses)
+    assert max(worst_error(kept, whole)) < EXACT
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), kept=st.integers(1, 12))
+def test_what_top_logits_leave_out_is_the_divergence_within_the_rest(case: Case, kept: int) -> None:
+    """The chain rule of KL: whole = top and rest + T²·r·KL(within the rest), so truncation only ever lowers the loss."""
+    case = Case(**{**vars(case), "by_logits": True})
+    kept, temperature = min(kept, case.vocabulary), case.temperature
+    student, logits = case.student(), case.teacher()["teacher_logits_NV"]
+    top = top_of(logits, kept, temperature)
+    whole = eager.soft_cross_entropy(*student, teacher_logits_NV=logits, temperature=temperature)[0]
+    part = eager.soft_cross_entropy(*student, teacher_top=top, temperature=temperature)[0]
+    z = student[0] @ student[1].T + (student[2] if case.bias else 0)
+    p, q = ((x / temperature).softmax(-1).scatter(1, top.ids_NK, 0.0) for x in (logits, z))
+    inside = torch.zeros((), dtype=torch.float64)
+    if kept < case.vocabulary:
+        mass = p.sum(-1, keepdim=True)
+        inside = (p * ((p / mass) / (q / q.sum(-1, keepdim=True))).log().nan_to_num(0.0, 0.0, 0.0)).sum()
+    assert float(whole - part) == pytest.approx(float(temperature**2 * inside), abs=1e-9)
+    assert float(part) <= float(whole) + 1e-9
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_constant_taken_off_the_top_logits_changes_nothing(kind: str) -> None:
+    case = Case(by_logits=True)
+    top = top_of(case.teacher()["teacher_logits_NV"], 4, case.temperature)
+    peak = top.logits_NK.amax(1)
+    moved = reference.Top(top.ids_NK, top.logits_NK - peak[:, None], top.rest_N - peak / case.temperature)
+    losses = [
+        MODULES[kind].soft_cross_entropy(*case.student(), teacher_top=each, temperature=case.temperature)[0]
+        for each in (top, moved)
+    ]
+    assert relative_error(losses[1], losses[0]) < EXACT
+
+
+def test_impossible_top_logits_are_refused() -> None:
+    case = Case()
+    logits = Case(by_logits=True).teacher()["teacher_logits_NV"]
+    top = top_of(logits, 4, 2.0)
+    for bad, message in (
+        (reference.Top(top.ids_NK[:3], *top[1:]), "ids and logits \\(5, K\\)"),
+        (reference.Top(top.ids_NK, top.logits_NK, top.rest_N[:2]), "rest \\(5,\\) are needed"),
+        (reference.Top(top.ids_NK[:, :0], top.logits_NK[:, :0], top.rest_N), "0 top logits of a vocabulary of 11"),
+    ):
+        for module in (*MODULES.values(), op):
+            with pytest.raises(ValueError, match=message):
+                module.soft_cross_entropy(*case.student(), teacher_top=bad)
+            with pytest.raises(ValueError, match="given once"):
+                module.soft_cross_entropy(*case.student(), teacher_logits_NV=logits, teacher_top=bad)
