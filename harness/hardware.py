@@ -33,6 +33,20 @@ def bf16_in_hardware() -> bool:
     return bool(cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
+# How threads wait for one another between parallel regions: read by OpenMP when PyTorch loads it, and never again.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def wait_without_spinning() -> None:
+    """Let waiting threads sleep, unless the environment says how they wait; to be called before torch is imported.
+
+    A thread that spins for its siblings keeps them off the core they wait for as soon as anything else runs there
+    (docs/speed.md has the figures).
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -60,6 +74,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu or platform.machine(),
         "cores": usable_cores(),
         "threads_per_rank": torch.get_num_threads(),
+        "thread_waiting": {name: os.environ[name] for name in WAITING if name in os.environ},
         "bf16_in_hardware": bf16_in_hardware(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if has_cuda() else [],
     }

@@ -19,6 +19,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "isobudget"
 
+# Attention written out, its T × T weights kept: only to measure what fusing them buys.
+_written_out = False
+
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _watch: list[QKV] | None = None
 
@@ -33,6 +36,17 @@ def watched() -> Iterator[list[QKV]]:
         yield seen
     finally:
         _watch = outer
+
+
+@contextmanager
+def written_out(on: bool = True) -> Iterator[None]:
+    """While this lasts every model multiplies, masks and sums its attention weights one operation after the other."""
+    global _written_out
+    before, _written_out = _written_out, on
+    try:
+        yield
+    finally:
+        _written_out = before
 
 
 def attention(
@@ -53,10 +67,25 @@ def attention(
         key, value = (share_heads(x, query.shape[1]) for x in (key, value))
     # A mask that is given says itself what is past and what is future.
     is_causal = attention_mask is None and query.shape[2] > 1 and bool(getattr(module, "is_causal", False))
+    if _written_out:
+        context = _explicit(query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal)
+        return context.transpose(1, 2), None
     context = functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, is_causal=is_causal
     )
     return context.transpose(1, 2), None
+
+
+def _explicit(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, *, scaling: float | None,
+    dropout: float, is_causal: bool,
+) -> torch.Tensor:  # fmt: skip
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return functional.dropout(scores.softmax(-1), dropout) @ value
 
 
 def share_heads(tensor_BAkTd: torch.Tensor, heads: int) -> torch.Tensor:

@@ -13,6 +13,8 @@ from harness.plan.disk import disk
 from harness.plan.machines import Machine
 from harness.plan.memory import Held, held
 from harness.plan.outline import Sketch, epochs
+from harness.plan.remembered import Remembered, remembered, steps_of
+from harness.plan.remembered import row as row_of
 from harness.plan.speed import Pace, Utilisation, judging_s, modelled
 from harness.plan.steps import Stretch, overheads, step_price, stretches
 from harness.units import Unit
@@ -50,6 +52,7 @@ class Expected:
     judged: Evaluation
     clock: Clock | None
     held: Held
+    cache: Remembered | None
 
     @property
     def steps(self) -> int:
@@ -66,6 +69,8 @@ class Expected:
         for part in self.parts:
             for account, amount in self.step_flops(part.phase).items():
                 flop[account] = flop.get(account, 0) + part.steps * amount
+        if self.cache is not None:
+            flop[Account.TEACHER_CACHE.value] = self.cache.share_flop
         return flop
 
 
@@ -137,10 +142,20 @@ def _arm(found: Sketch, arm: ArmSetting, memory: Held, pace: Pace | None, watts:
     times = [pace.steps[arm.arm.name, phase] if pace else None for phase in range(len(plan.phases))]
     prices = [step_price(arm, plan, phase, time, world=found.world, watts=watts) for phase, time in enumerate(times)]
     parts = stretches(arm, plan, prices=prices, on_the_way=on_the_way)
-    if clock is not None:
+    if arm.remembers(plan) and len(plan.phases) == 1 and found.study.limit.unit.deterministic:
+        ledger = arm.ledger()
+        steps = steps_of(found, arm, plan, ledger.budget.limit - ledger.price(arm.upfront()))
+        parts = [Stretch(0, steps, prices[0])]
+    cache = remembered(found, arm, plan, sum(part.steps for part in parts), times[0], half_teacher=memory.half_teacher)
+    if clock is not None and cache is not None:
+        # Writing is no part of the run; reading takes the place of asking.
+        asked = sum(part.steps * time.teacher_s for part, time in zip(parts, times, strict=True) if time is not None)
+        training = sum(part.steps * time.total_s for part, time in zip(parts, times, strict=True) if time is not None)
+        clock = Clock(**{**asdict(clock), "training_s": training - asked + (cache.reading_s or 0.0)})
+    elif clock is not None:
         training = sum(part.steps * time.total_s for part, time in zip(parts, times, strict=True) if time is not None)
         clock = Clock(**{**asdict(clock), "training_s": training})
-    return Expected(arm, plan, parts, judged, clock, memory)
+    return Expected(arm, plan, parts, judged, clock, memory, cache)
 
 
 def _overhead_clock(
@@ -189,6 +204,7 @@ def _row(found: Sketch, each: Expected, pace: Pace | None, watts: float | None, 
         },
         "upfront": {c.account.value: {c.unit.value: c.amount} for c in arm.upfront()},
         "teacher_training": _teacher_training(each),
+        "teacher_cache": row_of(each.cache),
         "memory": memory_row(each.held, found),
         "disk": {**asdict(written), "peak_bytes": written.peak_bytes(found.study.checkpoints)},
     }

@@ -47,6 +47,7 @@ class Held:
     signals_bytes: float
     host_bytes: float
     largest_layer: int
+    half_teacher: bool
 
     @property
     def states_bytes(self) -> float:
@@ -88,13 +89,13 @@ def held(arm: ArmSetting, ds_config: DsConfig, *, world: int, half_teacher: bool
                 ),
             )  # fmt: skip
     teacher = 0.0
-    if arm.teacher is not None and plan.needs_teacher:
+    if arm.teacher is not None and plan.needs_teacher and not arm.remembers(plan):
         teacher = teacher_weights(arm.teacher.shape, all_needs(plan, "teacher")) * (2.0 if half_teacher else 4.0)
         if ds_config.teacher_divided:
             teacher /= world
     return Held(
         total=total, trained=trained, activations_bytes=activations, teacher_bytes=teacher, signals_bytes=signals,
-        largest_layer=weights.largest_layer, **states,
+        largest_layer=weights.largest_layer, half_teacher=half_teacher, **states,
     )  # fmt: skip
 
 

@@ -111,6 +111,25 @@ def tables(table: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
             ],
         )
     )  # fmt: skip
+    remembered = [arm for arm in arms if arm["teacher_cache"] is not None]
+    if remembered:
+        found.append(
+            (
+                "The teacher's cache, per seed; it pays in use …",
+                [
+                    "arm",
+                    "samples",
+                    "on disk",
+                    "cost",
+                    "this arm's share",
+                    "charged",
+                    "uses",
+                    "in FLOPs",
+                    "in device time",
+                ],
+                [[arm["name"], *_cache(arm["teacher_cache"])] for arm in remembered],
+            )
+        )
     taught = [arm for arm in arms if arm["teacher_training"] is not None]
     if taught:
         found.append(
@@ -127,6 +146,16 @@ def tables(table: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
             )
         )  # fmt: skip
     return found
+
+
+def _cache(cache: dict[str, Any]) -> list[str]:
+    """What is written, what it costs, how often it is read and from which reading of a sample on it pays."""
+    device = cache["pays_from_uses_device"]
+    pays = "unknown" if cache["writing_s"] is None else "never" if device is None else f"after {device:.1f}"
+    return [
+        f"{cache['samples']:,}", size(cache["bytes"]), _flop(cache["flop"]), _flop(cache["share_flop"]),
+        "yes" if cache["charged"] else "no", f"{cache['uses']:.2f}", f"after {cache['pays_from_uses_flop']}", pays,
+    ]  # fmt: skip
 
 
 def whole(table: dict[str, Any]) -> list[tuple[str, str]]:

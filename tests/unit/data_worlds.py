@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -76,7 +77,8 @@ def corpus_of(sizes: dict[str, int], *, weights: dict[str, float] | None = None,
         ids[:, 0], ids[:, -1] = 2, 3
         blocks = {"train": ids[:size], "validation": ids[size : 2 * size], "test": ids[2 * size : 3 * size]}
         blocks = {split: block.astype("<u2") for split, block in blocks.items()}
-        parts.append(Part(label, (weights or {}).get(label, 1.0), Path(), {}, blocks))
+        manifest = {"shards": {s: {"sha256": hashlib.sha256(b.tobytes()).hexdigest()} for s, b in blocks.items()}}
+        parts.append(Part(label, (weights or {}).get(label, 1.0), Path(), manifest, blocks))
     special = SpecialIds(cls=2, sep=3, mask=4, pad=0, all=(0, 1, 2, 3, 4))
     data = DataSpec(block_length=block_length)
     return Corpus(parts, data=data, special=special, vocab_size=120, tokenizer_fingerprint="made up")

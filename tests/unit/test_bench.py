@@ -11,12 +11,14 @@ import torch
 
 from harness import cli
 from harness.bench import match, peers
-from harness.bench.ablation import VARIATIONS, _rows
+from harness.bench.ablation import SHIPPED, _rows, padded, variations
 from harness.bench.breakdown import PARTS
 from harness.bench.kernels import relative_error
 from harness.bench.scaling import packed, scale
 from harness.bench.timing import percentiles
+from harness.data.batch import Batch
 from harness.errors import ConfigError
+from harness.models import attention
 from tests.support.tiny import TinyStudy
 
 
@@ -113,18 +115,52 @@ def test_kernels_are_timed_only_where_they_are_right(capsys: pytest.CaptureFixtu
 
 
 def test_an_ablation_changes_time_and_not_the_loss(tiny: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--arms", "no_kd,minilmv2", "--steps", "2", "--ablation", "--json"]
+    flags = ["--arms", "no_kd,soft_targets,minilmv2", "--steps", "2", "--ablation", "--json"]
     assert cli.main(["bench", "--study", str(tiny.file), *flags]) == 0
-    arms = json.loads(capsys.readouterr().out)["arms"]
-    assert len(arms["minilmv2"]) == len(VARIATIONS)
-    assert len(arms["no_kd"]) == len(VARIATIONS) - 3
+    table = json.loads(capsys.readouterr().out)
+    arms, every = table["arms"], {variation.name for variation in variations()}
+    named = {name: {row["variation"] for row in rows} for name, rows in arms.items()}
+    heads = "heads at masked positions only taken away"
+    assert every - named["minilmv2"] == {heads}, "an objective without a head"
+    assert every - named["soft_targets"] == {"teacher's cut taken away", "student's cut taken away"}
+    untouched = {"teacher's cut taken away", "student's cut taken away"} | {v.name for v in variations() if v.name.startswith(
+        ("half-precision", "compiled", "teacher's cache"))}  # fmt: skip
+    assert every - named["no_kd"] == untouched
+    assert 0 < table["pads"] < 1
     for rows in arms.values():
-        assert all("step" in row for row in rows)
+        assert all("step" in row for row in rows), [row.get("why") for row in rows]
         assert rows[0]["over_shipped"] == 1.0
 
 
+def test_padding_keeps_tokens_and_predictions() -> None:
+    ids = torch.arange(24).view(2, 12)
+    batch = Batch(ids, torch.tensor([1, 5, 13, 23]), ids.flatten()[[1, 5, 13, 23]], 4.0, 24.0, 2.0)
+    wide = padded(batch, 0.25, 99)
+    assert wide.input_ids_BT.shape == (2, 16)
+    assert wide.attention_mask_BT is not None
+    assert torch.equal(wide.input_ids_BT[wide.attention_mask_BT.bool()].view(2, 12), ids)
+    assert (wide.input_ids_BT[~wide.attention_mask_BT.bool()] == 99).all()
+    assert torch.equal(wide.input_ids_BT.flatten()[wide.positions_N], batch.labels_N)
+    assert wide.token_count == batch.token_count
+
+
+def test_attention_written_out_is_the_fused_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 7, 8, generator=generator, dtype=torch.float64)
+    key, value = (torch.randn(2, 2, 7, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    module = torch.nn.Module()
+    real = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])[:, None, None, :]
+    for causal, mask in ((False, None), (True, None), (False, real), (False, real.double().log())):
+        module.is_causal = causal  # type: ignore[assignment]
+        fused = attention.attention(module, query, key, value, mask)[0]
+        with attention.written_out():
+            explicit = attention.attention(module, query, key, value, mask)[0]
+        torch.testing.assert_close(explicit, fused, rtol=1e-12, atol=1e-12)
+
+
 def test_a_variation_with_another_loss_gets_no_time() -> None:
-    names = [variation.name for variation in VARIATIONS[:2]]
+    names = [variation.name for variation in variations()[:2]]
+    assert names[0] == SHIPPED.name
     times = {name: [0.1, 0.1] for name in names}
     right, wrong = _rows(dict(zip(names, (2.0, 2.1), strict=True)), times, tolerance=1e-4)
     assert "step" in right
