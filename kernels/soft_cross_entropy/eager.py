@@ -53,14 +53,20 @@ def masked_cross_entropy(
 def chunk_losses(
     logits: Tensor, teacher: Tensor | None, labels: Tensor | None, temperature: float, mixtures: list[Mixture]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(kl_sum, ce_sum, one (c, V) derivative with respect to the logits per mixture); may overwrite `logits`."""
-    kl_sum = ce_sum = lse = counted = logits.new_zeros(())
-    hard = soft = p = logits  # softmaxes: the student's without and with temperature, the teacher's with it
+    """(kl_sum, ce_sum, one (c, V) derivative with respect to the logits per mixture); may overwrite `logits`.
+
+    Passes over a chunk cost as much as its products: what can be made in place is.
+    """
+    kl_sum = ce_sum = lse = counted = norm = logits.new_zeros(())
+    hard = soft = p = index = logits  # softmaxes: the student's without and with temperature, the teacher's with it
+    # At temperature 2 the softmax without it is the square of the one with it, normalised: no exponential of its own.
+    squared = teacher is not None and labels is not None and temperature == 2
     if labels is not None:
-        hard, lse = _softmax(logits)
+        index = labels.clamp(min=0)[:, None]
         counted = (labels != IGNORED).to(logits.dtype)[:, None]
-        picked = logits.gather(1, labels.clamp(min=0)[:, None])
-        ce_sum = ((lse[:, None] - picked) * counted).sum()
+        if not squared:
+            hard, lse = _softmax(logits)
+            ce_sum = ((lse[:, None] - logits.gather(1, index)) * counted).sum()
     if teacher is not None:
         if labels is not None and temperature == 1:
             soft = hard
@@ -68,19 +74,27 @@ def chunk_losses(
             logits = logits.div_(temperature)
             teacher = teacher / temperature
             soft, lse = _softmax(logits)
+        if squared:
+            norm = torch.linalg.vecdot(soft, soft)[:, None]
+            ce_sum = ((2 * (lse[:, None] - logits.gather(1, index)) + norm.log()) * counted).sum()
         p, teacher_lse = _softmax(teacher)
         kl_sum = temperature**2 * (torch.linalg.vecdot(p, logits.neg_().add_(teacher)) - teacher_lse + lse).sum()
     slopes = []
     for kl_weight, ce_weight in mixtures:
+        # d(T²·KL)/dz = T·(q − p): the temperature's own chain rule takes one of the two factors.
+        kl_weight = kl_weight * temperature
         if teacher is None:
             slope = hard * (counted * ce_weight)
+        elif squared:
+            slope = torch.mul(soft, counted * ce_weight / norm).add_(kl_weight).mul_(soft).add_(p, alpha=-kl_weight)
+        elif labels is not None and temperature == 1:
+            slope = torch.mul(soft, kl_weight + ce_weight * counted).add_(p, alpha=-kl_weight)
         else:
-            # d(T²·KL)/dz = T·(q − p): the temperature's own chain rule takes one of the two factors.
-            slope = torch.sub(soft, p).mul_(kl_weight * temperature)
+            slope = torch.sub(soft, p).mul_(kl_weight)
             if labels is not None:
                 slope.addcmul_(hard, counted, value=ce_weight)
         if labels is not None:
-            slope.scatter_add_(1, labels.clamp(min=0)[:, None], counted * -ce_weight)
+            slope.scatter_add_(1, index, counted * -ce_weight)
         slopes.append(slope)
     return kl_sum, ce_sum, slopes
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
+from harness.hardware import WAITING
 from harness.ranks import Ranks, from_environment
 
 WORDS = {
@@ -39,3 +45,31 @@ def test_a_lone_python_in_an_allocation_is_no_rank(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("SLURM_STEP_ID")
     assert from_environment() == Ranks()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "1000"}, {"GOMP_SPINCOUNT": "1000"}),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_environment_says_how_they_wait(
+    given: dict[str, str], expected: dict[str, str]
+) -> None:
+    """Asked of a fresh process: OpenMP reads it once, when torch is loaded, so it must be set before."""
+    code = (
+        "import sys, json, os, contextlib, io\n"
+        "from harness import cli, hardware\n"
+        "assert 'torch' not in sys.modules\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    cli.main(['--help'])\n"
+        "print(json.dumps(hardware.describe()['thread_waiting']))"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in WAITING}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **given}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected

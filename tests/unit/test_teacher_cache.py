@@ -302,7 +302,7 @@ def test_a_resumed_run_with_a_remembered_teacher_is_the_uninterrupted_one(
 
     def fail_late(self: Trial, batches: list[Batch], phase: int) -> dict[str, torch.Tensor]:
         calls[0] += 1
-        if calls[0] == 60:
+        if calls[0] == 40:
             raise KeyboardInterrupt
         return step(self, batches, phase)
 
@@ -404,7 +404,7 @@ def test_a_cache_is_charged_by_default_and_refused_in_units_it_has_no_cost_in() 
 
 
 def test_rows_of_a_shuffled_epoch_come_from_many_shards_in_the_right_order(teacher: Teacher) -> None:
-    made = cache(content(teacher, needs=Needs(states=frozenset({0}))), cycle=2)
+    made = cache(content(teacher, needs=Needs(states=frozenset({0})), kept=0), cycle=2)
     shards = made.shards(None)
     write(made, teacher, shards)
     remembered = RememberedTeacher(made, shards, device=CPU)
