@@ -11,7 +11,7 @@ import sys
 
 from harness.commands import discover
 from harness.errors import IsoBudgetError
-from harness.hardware import wait_without_spinning
+from harness.hardware import spin_briefly
 from harness.ranks import from_environment
 
 DESCRIPTION = "At the same cost, which student is better: pretrained from scratch, or distilled?"
@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; errors a user can act on print as one line."""
-    wait_without_spinning()
+    spin_briefly()
     given = sys.argv[1:] if arguments is None else arguments
     if any(a in ("--help", "-h") for a in given) and (not given or given[0] not in discover()):
         build_parser().print_help()

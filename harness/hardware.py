@@ -35,16 +35,19 @@ def bf16_in_hardware() -> bool:
 
 # How threads wait for one another between parallel regions: read by OpenMP when PyTorch loads it, and never again.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+# Turns of the waiting loop before a thread sleeps, a fraction of a millisecond: longer than one waits for a sibling that
+# has its core, and far shorter than for one that does not.
+SPINS = "10000"
 
 
-def wait_without_spinning() -> None:
-    """Let waiting threads sleep, unless the environment says how they wait; to be called before torch is imported.
+def spin_briefly() -> None:
+    """Let waiting threads sleep soon, unless the environment says how they wait; to be called before torch is imported.
 
-    A thread that spins for its siblings keeps them off the core they wait for as soon as anything else runs there
-    (docs/speed.md has the figures).
+    By default they spin for milliseconds, and so keep a sibling that shares its core with another program from the core
+    they hold themselves (docs/speed.md has the figures).
     """
     if not any(name in os.environ for name in WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def usable_cores() -> int:

@@ -49,6 +49,32 @@ def measured_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * source.element_size() / best
 
 
+def measured_link(device: torch.device, *, ranks: int) -> dict[str, float] | None:
+    """Bytes per second over a link of the ring that these ranks make, and seconds of a round however small its message.
+
+    From all-reduces of one number and of a large buffer, the fastest of several, solved for a ring's 2 (n − 1) rounds;
+    None for a lone rank. Ranks call it together.
+    """
+    if ranks == 1:
+        return None
+    import torch.distributed as dist
+
+    def fastest(numbers: int) -> float:
+        buffer, best = torch.zeros(numbers, device=device), float("inf")
+        for _ in range(ROUNDS[device.type]):
+            dist.barrier()
+            begun = time.perf_counter()
+            dist.all_reduce(buffer)
+            wait(device)
+            best = min(best, time.perf_counter() - begun)
+        return best
+
+    numbers = 1 << (26 if device.type == "cuda" else 22)
+    small, large = fastest(1), fastest(numbers)
+    rounds = 2 * (ranks - 1)
+    return {"round_s": small / rounds, "byte_s": rounds * 4 * numbers / ranks / max(large - small, 1e-9)}
+
+
 def memory_in_use(device: torch.device) -> dict[str, Any]:
     """The peak so far: of the device's allocator on a GPU, of the process without one."""
     if device.type == "cuda":

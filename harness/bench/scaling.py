@@ -1,7 +1,8 @@
 """Weak and strong scaling on this machine, and what a study packed on it gets through in an hour.
 
 Each size is a `bench` of its own under torchrun, with the same number of threads per rank at every size. Weak: the
-global batch grows with the ranks. Strong: it stays the study's.
+global batch grows with the ranks. Strong: it stays the study's. Beside each step stands what the plan's model of
+communication predicts of it, from the first size's step and from links measured in the same run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from harness.errors import ConfigError
 from harness.hardware import usable_cores
+from harness.plan.scaling import Fabric, Link, seconds, traffic
 
 
 def scale(sizes: list[int], *, sequences: int, steps: int, arguments: list[str]) -> dict[str, Any]:
@@ -24,7 +26,8 @@ def scale(sizes: list[int], *, sequences: int, steps: int, arguments: list[str])
         sequences: the study's global batch; weak scaling gives size n the batch n / largest of it.
         arguments: the study's flags, passed on.
 
-    Returns one JSON object with a row per size: tokens/s per arm, and efficiency against the first size.
+    Returns one JSON object with a row per size: tokens/s per arm, efficiency against the first size, the step's seconds
+    and what the model predicts.
 
     Raises:
         ConfigError: sizes not ascending, or a batch they do not divide.
@@ -46,13 +49,39 @@ def scale(sizes: list[int], *, sequences: int, steps: int, arguments: list[str])
             measured = _bench(size, [*arguments, "--set", f"batch.sequences={batch}", "--steps", str(steps)], threads)
             rates = {row["name"]: row["tokens_per_s"] for row in measured["arms"]}
             talk = {row["name"]: row["breakdown_ms"]["communication"] for row in measured["arms"]}
-            row = {"ranks": size, "sequences": batch, "tokens_per_s": rates, "communication_ms": talk}
+            steps_s = {row["name"]: 1e-3 * row["step"]["p50_ms"] for row in measured["arms"]}
+            row = {
+                "ranks": size,
+                "sequences": batch,
+                "tokens_per_s": rates,
+                "communication_ms": talk,
+                "step_s": steps_s,
+            }
             first = table[kind][0] if table[kind] else row
             row["efficiency"] = {
                 name: rate / first["tokens_per_s"][name] * first["ranks"] / size for name, rate in rates.items()
             }
+            row["predicted_s"] = {arm["name"]: predicted_s(first, row, arm, measured) for arm in measured["arms"]}
+            row["link"] = measured["link"]
             table[kind].append(row)
     return table
+
+
+def predicted_s(first: dict[str, Any], row: dict[str, Any], arm: dict[str, Any], measured: dict[str, Any]) -> float:
+    """An arm's step at this size by the plan's model: the first size's time for a rank's sequences, and a ring's.
+
+    Gradients and weights are taken as fp32, and nothing of their exchange is hidden behind the backward.
+    """
+    share = row["sequences"] / row["ranks"] * first["ranks"] / first["sequences"]
+    computing = first["step_s"][arm["name"]] * share
+    if measured["link"] is None:
+        return computing
+    link = Link(**measured["link"])
+    size = 4.0 * arm["trained_parameters"]
+    exchanged = traffic(
+        stage=measured["zero_stage"], gradient_bytes=size, weight_bytes=size, accumulation=arm["accumulation"]
+    )
+    return computing + seconds(exchanged, Fabric(row["ranks"], row["ranks"], link, link))
 
 
 def _bench(ranks: int, arguments: list[str], threads: int) -> dict[str, Any]:
@@ -103,5 +132,10 @@ def show_scaling(table: dict[str, Any]) -> None:
         for name in table[kind][0]["tokens_per_s"]:
             cells = [f"{row['tokens_per_s'][name]:,.0f} tokens/s, {row['efficiency'][name]:.0%}" for row in table[kind]]
             view.add_row(name, *cells)
+            steps = [
+                f"{1e3 * row['step_s'][name]:.1f} ms, predicted {1e3 * row['predicted_s'][name]:.1f}"
+                for row in table[kind]
+            ]
+            view.add_row("", *steps)
         console.print(view)
     console.print(f"{table['threads_per_rank']} threads per rank at every size", highlight=False)

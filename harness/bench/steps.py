@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.bench.breakdown import breakdown
-from harness.bench.peak import measured_peak, memory_in_use
+from harness.bench.peak import measured_link, measured_peak, memory_in_use
 from harness.bench.timing import WARM_UP, percentiles, wait
 from harness.data.stream import prefetched
 from harness.environment import versions
@@ -94,6 +94,7 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
         peak = measured_peak(device, half=conductor.setting.ds_config.precision != "fp32")
         arms = [_row(c, peak=peak["flop_per_s"] * conductor.ranks.world) for c in contenders]
         memory = memory_in_use(device)
+        link = measured_link(device, ranks=conductor.ranks.world)
     _over_scratch(arms, {name: arm.plan().needs_teacher for name, arm in conductor.setting.arms.items()})
     return {
         "study": conductor.setting.study.name,
@@ -105,6 +106,7 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
         "rule": f"{WARM_UP} warm-up rounds, then {steps} timed; arms, and in each the engine and a bare loop, take turns",
         "peak": peak,
         "memory": memory,
+        "link": link,
         "kernels": choices(),
         "arms": arms,
     }
@@ -129,6 +131,7 @@ def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
         "bookkeeping": percentiles(times["bookkeeping"])["p50_ms"] / step["p50_ms"],
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,
+        "trained_parameters": sum(p.numel() for group in trial.groups.groups for p in group["params"]),
     }
     if contender.bare is not None:
         bare = percentiles(times["bare"])

@@ -14,7 +14,7 @@ from harness.bench import match, peers
 from harness.bench.ablation import SHIPPED, _rows, padded, variations
 from harness.bench.breakdown import PARTS
 from harness.bench.kernels import relative_error
-from harness.bench.scaling import packed, scale
+from harness.bench.scaling import packed, predicted_s, scale
 from harness.bench.timing import percentiles
 from harness.data.batch import Batch
 from harness.errors import ConfigError
@@ -101,6 +101,19 @@ def test_a_packed_machine_runs_more_when_ranks_scale_badly() -> None:
     (row,) = packed(table, tokens={"a": 3600.0})
     assert row["own_rank"] == 200.0
     assert row["all_ranks"] == 120.0
+
+
+def test_a_predicted_step_is_the_first_ones_share_and_a_rings_exchange() -> None:
+    first = {"ranks": 1, "sequences": 16, "step_s": {"a": 0.1}}
+    arm = {"name": "a", "trained_parameters": 1_000_000, "accumulation": 1}
+    alone = {"link": None, "zero_stage": 0}
+    assert predicted_s(first, first, arm, alone) == pytest.approx(0.1)
+    link = {"byte_s": 1e9, "round_s": 1e-4}
+    for sequences, computing in ((32, 0.1), (16, 0.05)):
+        row = {"ranks": 2, "sequences": sequences}
+        found = predicted_s(first, row, arm, {"link": link, "zero_stage": 0})
+        # Two rounds of half of 4 MB each.
+        assert found == pytest.approx(computing + 2 * (1e-4 + 2e6 / 1e9))
 
 
 def test_kernels_are_timed_only_where_they_are_right(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from harness.hardware import WAITING
+from harness.hardware import SPINS, WAITING
 from harness.ranks import Ranks, from_environment
 
 WORDS = {
@@ -50,12 +50,12 @@ def test_a_lone_python_in_an_allocation_is_no_rank(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({}, {"GOMP_SPINCOUNT": SPINS}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
         ({"GOMP_SPINCOUNT": "1000"}, {"GOMP_SPINCOUNT": "1000"}),
     ],
 )
-def test_waiting_threads_sleep_unless_the_environment_says_how_they_wait(
+def test_waiting_threads_sleep_soon_unless_the_environment_says_how_they_wait(
     given: dict[str, str], expected: dict[str, str]
 ) -> None:
     """Asked of a fresh process: OpenMP reads it once, when torch is loaded, so it must be set before."""
