@@ -190,7 +190,9 @@ class Conductor:
     ) -> None:  # fmt: skip
         """One trial from start to record; with `control` in the control's folder and for the control's tokens."""
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
-        remembered = self.remembered(arm, seed, stop)
+        # A control trains for the tokens of another arm, which may be more than its own budget buys.
+        steps = -(-control.tokens // arm.size.tokens) if control else None
+        remembered = self.remembered(arm, seed, stop, steps=steps)
         started = time.monotonic()
         beat(f"the start of {arm.arm.name}, seed {seed}")
         if self.ranks.is_main:
