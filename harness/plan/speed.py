@@ -160,7 +160,12 @@ def step_time(
     flop: dict[Account, float] = dict.fromkeys(counted, 0.0)
     for meter in arm.analytic_meters(plan):
         for charge in meter.next_step(phase):
-            if charge.unit is Unit.FLOP:
+            if charge.unit is not Unit.FLOP:
+                continue
+            if charge.account is Account.TEACHER_CACHE:
+                # Its charge may be a share: what asking takes is what somebody's asking took.
+                flop[Account.TEACHER_FORWARD] += arm.sample_flop(plan) * arm.size.sequences
+            else:
                 flop[charge.account] += charge.amount
     half = preset.half_flop_s
     student_peak = preset.single_flop_s if ds_config.precision == "fp32" else half

@@ -352,6 +352,15 @@ def test_a_plan_tells_what_the_cache_will_be(study: Path, tmp_path: Path, capsys
     assert told["memory"]["teacher_bytes"] == 0
     once = plan(study, "--arms", "minilmv2", "--set", "speed.teacher_cache=true", capsys=capsys)["teacher_cache"]
     assert once["uses"] == 1, "masks that never come again are read once"
+    elsewhere = plan(
+        study, *flags, "--on", "8xh200", "--set", "accounting.teacher_cache={amortised_over: 4}", capsys=capsys
+    )
+    asked = plan(study, *flags, "--on", "8xh200", "--set", "speed.teacher_cache=false", capsys=capsys)
+    assert elsewhere["step_s"]["teacher_s"] == asked["step_s"]["teacher_s"] > 0
+    assert (
+        elsewhere["teacher_cache"]["pays_from_uses_device"] is None
+        or elsewhere["teacher_cache"]["pays_from_uses_device"] > 1
+    )
     both = plan(
         study, "--arms", "minilmv2", "--set", "speed.teacher_cache=true", "--set", "data.seed=1", "--seeds", "1,2,3",
         capsys=capsys,
