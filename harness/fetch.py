@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,18 @@ class Item:
 
 
 def teachers(study: StudySpec) -> list[str]:
-    """Every teacher that some arm names, once, in the order of the arms."""
+    """Every teacher that some arm names, once, in the order of the arms; not what a sweep is still to train."""
+    from harness.sweep.conduct import STAND_INS
+
     views = [study.for_arm(arm).teacher for arm in study.arms]
-    return list(dict.fromkeys(view.path for view in views if view is not None))
+    paths = dict.fromkeys(view.path for view in views if view is not None)
+    return [path for path in paths if f"{os.sep}{STAND_INS}" not in path]
+
+
+def distinct(fetched: Iterable[list[Item]]) -> list[Item]:
+    """What several studies need, each thing once."""
+    found = {(item.what, item.folder): item for items in fetched for item in reversed(items)}
+    return list(found.values())
 
 
 def fetch(study: StudySpec, ds_config: DsConfig, *, tell: Callable[[str], None]) -> list[Item]:

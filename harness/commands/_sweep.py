@@ -114,7 +114,7 @@ def plan_sweep(sweep: Sweep, price: Callable[[StudySpec], dict[str, Any]]) -> di
     from harness.sweep import check
 
     labels = [f"teacher {run.name}" for run in sweep.teachers] + [point.label for point in sweep.points]
-    plans = dict(zip(labels, check(sweep, price), strict=True))
+    plans = dict(zip(labels, check(sweep, price, complete=False), strict=True))
     totals = [plan["total"] for plan in plans.values()]
     summed = {
         key: sum(total[key] for total in totals)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
-from harness.commands._study import default_engine, inputs, print_json, study_flags
+from harness.commands._study import default_engine, engine_of, inputs, print_json, study_flags, sweep_of
 from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from harness.study import StudySpec
+
+T = TypeVar("T")
 
 HELP = "fetch data, tokenizer and teacher and build the corpus, so that compute nodes work offline"
 
@@ -22,27 +29,37 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if options.check:
         # The Hub's client reads these once, when it is imported: they are set before anything imports it.
         os.environ.update({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
-    study, ds_config = inputs(options)
+    sweep = sweep_of(options)
+    ds_config = engine_of(options)
+    study = None if sweep else inputs(options)[0]
     from harness import fetch
     from harness.progress import reporter
+    from harness.sweep import check
 
     ds_config = ds_config or default_engine()
+    name = (sweep or study).name  # type: ignore[union-attr]
+
+    def each(what: Callable[[StudySpec], T]) -> list[T]:
+        """For the study, or for every study of the sweep."""
+        if sweep:
+            return check(sweep, what)
+        assert study is not None
+        return [what(study)]
+
     if options.check:
-        fetch.check(study, ds_config)
+        each(lambda one: fetch.check(one, ds_config))
         if not options.json:
-            print(f"{study.name}: a run finds everything offline")
+            print(f"{name}: a run finds everything offline")
         return 0
     tell = reporter(is_main=True, json=options.json)
-    items = fetch.fetch(study, ds_config, tell=tell.say)
+    items = fetch.distinct(each(lambda one: fetch.fetch(one, ds_config, tell=tell.say)))
     verify(given)
     if options.json:
-        print_json({"study": study.name, "items": [item.as_json() for item in items], "offline": True})
+        print_json({"study": name, "items": [item.as_json() for item in items], "offline": True})
         return 0
     for item in items:
         print(f"{item.what}: {item.source}, {item.size_bytes / 1e6:,.1f} MB, {item.seconds:.1f} s, in {item.folder}")
-    print(
-        f"{study.name}: {sum(item.size_bytes for item in items) / 1e6:,.1f} MB; a run finds everything offline (checked)"
-    )
+    print(f"{name}: {sum(item.size_bytes for item in items) / 1e6:,.1f} MB; a run finds everything offline (checked)")
     return 0
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from harness.study import StudySpec
 
 FILE = "sweep.yaml"
+# Folders of stand-ins begin so.
+STAND_INS = "isobudget-sweep-"
 Before = Callable[["Setting", RunDirectory], None]
 RunOne = Callable[["StudySpec", Path, Before], None]
 
@@ -44,14 +46,14 @@ def load(root: Path) -> Sweep:
     return expand(yaml.safe_load((root / FILE).read_text(encoding="utf-8")), where=str(root / FILE))
 
 
-def check(sweep: Sweep, try_out: Callable[[StudySpec], Any]) -> list[Any]:
+def check(sweep: Sweep, try_out: Callable[[StudySpec], Any], *, complete: bool = True) -> list[Any]:
     """Try every teacher's study and every point, with stand-ins for teachers that are not trained yet.
 
-    Returns what `try_out` said, teachers first. Raises what it raises: nothing has been spent.
+    `complete` is False for a plan, which fetches nothing. Returns what `try_out` said, teachers first. Raises what it raises: nothing has been spent.
     """
-    with tempfile.TemporaryDirectory(prefix="isobudget-sweep-") as folder:
+    with tempfile.TemporaryDirectory(prefix=STAND_INS) as folder:
         places = {
-            run.folder: str(stand_in.write(run, Path(folder) / run.folder)) for run in sweep.teachers
+            run.folder: str(stand_in.write(run, Path(folder) / run.folder, complete=complete)) for run in sweep.teachers
         }  # fmt: skip
         said = [try_out(run.study) for run in sweep.teachers]
         return said + [

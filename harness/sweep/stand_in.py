@@ -1,6 +1,6 @@
 """A teacher that is not trained yet, as far as a plan can know it: shape, tokenizer, and what its training will cost.
 
-No weights, and no tokenizer where it is not on this machine: enough to check every point of a sweep and to price it
+No weights, and for a plan no tokenizer where it is not on this machine: enough to check every point of a sweep and to price it
 before the first teacher is trained.
 """
 
@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from harness.data.tokenizer import load_tokenizer
 from harness.models.student import student_config
 from harness.plan.outline import vocabulary
 from harness.sweep.expand import TeacherRun
 from harness.units import Unit
 
 
-def write(run: TeacherRun, folder: Path) -> Path:
+def write(run: TeacherRun, folder: Path, *, complete: bool) -> Path:
     """Put config, tokenizer and card of this teacher into `folder`; returns it.
 
-    The card's cost is the whole budget, which training comes within one step of.
+    `complete`: the tokenizer is fetched where it is not on this machine, as a run will. The card's cost is the whole budget, which training comes within one step of.
     """
     study = run.study
+    if complete:
+        load_tokenizer(study.data.tokenizer)
     entries, ids, tokenizer, _, _ = vocabulary(study.data.tokenizer)
     config = student_config(study.student, vocab=entries, special=ids, block_length=study.data.block_length)
     folder.mkdir(parents=True, exist_ok=True)
