@@ -1,6 +1,7 @@
 """How steps are computed: what changes their time, and never a loss beyond rounding.
 
-The FLOPs charged stay as they are too, but for `teacher_cache`: a teacher that is asked once and remembered is paid once.
+The FLOPs charged stay as they are too. The exception is `teacher_cache`: a teacher that is asked once and remembered is paid
+once, and one of whose logits only some are kept teaches with another loss, which the record says.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from harness.study.spec import Positive, Spec
 
 
 class TeacherCacheSpec(Spec):
-    """What is remembered of a teacher: signals as it computed them, or in half precision, and of its logits the largest.
+    """What is remembered of a teacher: signals as it computed them, or in half precision, and all of its logits or the largest.
 
-    `logits` is how many of a position's logits are kept; all others are kept as one number, the mass they have together,
-    and the divergence is then between distributions in which they are one outcome. `all` keeps every logit.
+    With a number, `logits` is how many of a position's logits are kept; all others are kept as one number, the mass they
+    have together, and the divergence is then between distributions in which they are one outcome: another, smaller loss.
     """
 
-    logits: Positive | Literal["all"] = 64
+    logits: Positive | Literal["all"] = "all"
     precision: Literal["computed", "half"] = "computed"
 
 
