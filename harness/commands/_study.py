@@ -43,7 +43,7 @@ def inputs(options: argparse.Namespace) -> tuple[StudySpec, DsConfig | None]:
     from harness.study import load
 
     study = load(
-        options.study, arms=_arms(options), seeds=_seeds(options), budget=options.budget,
+        options.study, arms=arms_of(options), seeds=seeds_of(options), budget=options.budget,
         assignments=options.assignments,
     )  # fmt: skip
     return study, engine_of(options)
@@ -54,7 +54,7 @@ def sweep_of(options: argparse.Namespace) -> Sweep | None:
     from harness.study.reading import SWEEP, read
     from harness.sweep.expand import expand
 
-    tree = read(options.study, seeds=_seeds(options), assignments=options.assignments)
+    tree = read(options.study, seeds=seeds_of(options), assignments=options.assignments)
     if SWEEP not in tree:
         return None
     if options.budget is not None:
@@ -64,7 +64,7 @@ def sweep_of(options: argparse.Namespace) -> Sweep | None:
                 remedy="change sweep.values, for example --set 'sweep.values=[1 Tflop, 2 Tflop]'",
             )  # fmt: skip
         tree["budget"] = options.budget
-    return expand(tree, where=options.study, arms=_arms(options))
+    return expand(tree, where=options.study, arms=arms_of(options))
 
 
 def engine_of(options: argparse.Namespace) -> DsConfig | None:
@@ -74,11 +74,13 @@ def engine_of(options: argparse.Namespace) -> DsConfig | None:
     return ds_config.read(options.ds_config) if options.ds_config else None
 
 
-def _arms(options: argparse.Namespace) -> list[str] | None:
+def arms_of(options: argparse.Namespace) -> list[str] | None:
+    """What --arms names."""
     return [a.strip() for a in options.arms.split(",")] if options.arms is not None else None
 
 
-def _seeds(options: argparse.Namespace) -> list[int] | None:
+def seeds_of(options: argparse.Namespace) -> list[int] | None:
+    """What --seeds names."""
     if options.seeds is None:
         return None
     try:

@@ -26,8 +26,11 @@ def is_sweep(root: Path) -> bool:
     return (root / FILE).is_file()
 
 
-def run_sweep(sweep: Sweep, options: argparse.Namespace, given: list[str], *, allowed: frozenset[str]) -> int:
-    """Check everything, train the teachers, run the points, and report."""
+def run_sweep(
+    sweep: Sweep, options: argparse.Namespace, given: list[str], *, allowed: frozenset[str],
+    opened: Callable[[], None] = lambda: None, show: bool = True,
+) -> int:  # fmt: skip
+    """Check everything, train the teachers, run the points, and report; `opened` is called in the new directory."""
     if options.push_to_hub:
         raise ConfigError(
             "--push-to-hub",
@@ -60,8 +63,8 @@ def run_sweep(sweep: Sweep, options: argparse.Namespace, given: list[str], *, al
             study, ds_config, out, options, given, ranks=ranks, allowed=allowed, resuming=resuming, before=before
         )  # fmt: skip
 
-    SweepConductor(sweep, root, ranks, run_one, tell.say).run()
-    if ranks.is_main:
+    SweepConductor(sweep, root, ranks, run_one, tell.say, opened).run()
+    if ranks.is_main and show:
         show_sweep(root, as_json=options.json)
     ranks.barrier()
     return 0

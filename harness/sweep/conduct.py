@@ -64,13 +64,17 @@ def check(sweep: Sweep, try_out: Callable[[StudySpec], Any], *, complete: bool =
 
 @dataclass
 class SweepConductor:
-    """One sweep on these ranks; `run_one` trains, evaluates and reports one study in a directory."""
+    """One sweep on these ranks; `run_one` trains, evaluates and reports one study in a directory.
+
+    `opened` is called on the main rank when the sweep's directory is its own.
+    """
 
     sweep: Sweep
     root: Path
     ranks: Ranks
     run_one: RunOne
     tell: Callable[[str], None]
+    opened: Callable[[], None] = lambda: None
     trained: dict[str, Path] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -106,6 +110,7 @@ class SweepConductor:
         temporary = self.root / f".{FILE}.{os.getpid()}"
         temporary.write_text(yaml.safe_dump(self.sweep.tree, sort_keys=False), encoding="utf-8")
         os.replace(temporary, self.root / FILE)
+        self.opened()
         self._status("running")
 
     def _status(self, state: str, message: str = "") -> None:

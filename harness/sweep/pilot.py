@@ -1,0 +1,176 @@
+"""A pilot: a small ladder of budgets bought with a share of a purse, and what it recommends for the rest of it.
+
+The rungs double; every arm runs every seed on every rung, and all of it together costs the share at most. Pilots pay
+no teacher: its training is sunk while one looks. It counts when the rest is spent: of k students each pays a k-th of
+its own teacher's training, and its student gets what is then left.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.budget import Account, Budget
+from harness.compare import higher_is_better
+from harness.errors import ConfigError, DataError
+from harness.ladder.decision import Decision, decide
+from harness.ladder.rungs import scores_of
+from harness.ladder.scaling import Validation, validated
+from harness.rundir import read_json, write_json
+from harness.sweep.answer import words_of
+from harness.sweep.gather import Found
+from harness.units import format_amount
+
+FILE = "pilot.json"
+RUNGS = 4
+# Three figures say where a rung lies; more would only make names longer.
+_FIGURES = 3
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """`purse` is what there is in all, `share` of it is for the pilot; budgets and costs in the purse's unit.
+
+    teachers: {arm: what its teacher's training cost}, empty where teachers are free; students: how many share that.
+    """
+
+    purse: Budget
+    share: float
+    students: int | None
+    rungs: tuple[float, ...]
+    trials: int
+    teachers: dict[str, float]
+
+    @property
+    def cost(self) -> float:
+        """All trials of all rungs."""
+        return self.trials * sum(self.rungs)
+
+    @property
+    def rest(self) -> float:
+        """What the pilot leaves of the purse, for one student of the recommended arm."""
+        return self.purse.limit - self.cost
+
+    def left(self) -> dict[str, float]:
+        """{arm: what is left for its student once its part of its teacher is paid}."""
+        return {arm: self.rest - cost / (self.students or math.inf) for arm, cost in self.teachers.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "purse": self.purse.limit, "unit": self.purse.unit.value, "share": self.share, "students": self.students,
+            "rungs": list(self.rungs), "trials": self.trials, "teachers": self.teachers, "cost": self.cost,
+            "rest": self.rest, "left": self.left(),
+        }  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """What the pilot will buy, for a terminal."""
+        unit = self.purse.unit
+        amounts = ", ".join(format_amount(rung, unit) for rung in self.rungs)
+        said = [
+            f"pilot: {self.trials} trials at each of {amounts}; {format_amount(self.cost, unit)} in all, "
+            f"{self.cost / self.purse.limit:.1%} of {self.purse}",
+            f"left for the student that is recommended: {format_amount(self.rest, unit)}",
+        ]
+        for arm, amount in self.left().items():
+            paid = format_amount(self.rest - amount, unit)
+            said.append(f"{arm}: {paid} of that for its teacher, {self.students} students sharing it")
+        return said
+
+
+def rungs_of(purse: Budget, share: float, *, trials: int, rungs: int = RUNGS) -> tuple[float, ...]:
+    """Doubling budgets, each for this many trials, that together cost at most the share.
+
+    Raises:
+        ConfigError: a share outside (0, 1), or fewer than two rungs.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(
+            f"--pilot {share:g}", rule="a pilot takes part of the budget", remedy="for example --pilot 5%"
+        )
+    if rungs < 2:
+        raise ConfigError(f"--rungs {rungs}", rule="a curve needs two rungs or more", remedy=f"for example {RUNGS}")
+    each = purse.limit * share / trials
+    return tuple(_down(each * 2**i / (2**rungs - 1), whole=purse.unit.deterministic) for i in range(rungs))
+
+
+def tree_of(tree: Mapping[str, Any], purse: Budget, rungs: Sequence[float]) -> dict[str, Any]:
+    """The sweep that runs a study at these rungs, teachers free."""
+    own = copy.deepcopy(dict(tree))
+    own["name"] = f"{own.get('name', 'study')}-pilot"
+    own.pop("controls", None)
+    accounting = {k: v for k, v in (own.get("accounting") or {}).items() if k != "teacher_training"}
+    if "charged" in accounting:
+        accounting["charged"] = [a for a in accounting["charged"] if a != Account.TEACHER_TRAINING.value]
+    if accounting:
+        own["accounting"] = accounting
+    else:
+        own.pop("accounting", None)
+    unit = purse.unit
+    own["sweep"] = {
+        "kind": "crossover",
+        "points": [
+            {"set": {"budget": f"{rung:.0f} {unit.value}" if unit.deterministic else f"{rung:g} {unit.value}"}, "label": format_amount(rung, unit)}
+            for rung in rungs
+        ],
+    }  # fmt: skip
+    return own
+
+
+def check_terms(pilot: Pilot, root: Path) -> None:
+    """A directory keeps the terms it began with.
+
+    Raises:
+        ConfigError: it holds a pilot of other terms.
+    """
+    there = read_json(root / FILE)
+    if there is not None and there != pilot.as_json():
+        changed = [key for key, value in pilot.as_json().items() if there.get(key) != value]
+        raise ConfigError(
+            f"output directory {root}", rule=f"its pilot has other terms ({', '.join(changed)})",
+            remedy="give the terms it began with, or another --out",
+        )  # fmt: skip
+
+
+def keep(pilot: Pilot, root: Path) -> None:
+    """Write the pilot's terms beside its sweep."""
+    write_json(root / FILE, pilot.as_json())
+
+
+def recommend(found: Found, pilot: Pilot) -> tuple[Decision, list[Validation]]:
+    """The decision for the rest of the purse, and every arm's curve tried on the largest rung.
+
+    Raises:
+        DataError: a rung without a finished trial, fewer than two seeds, or arms that the deciding score does not
+            measure alike.
+    """
+    if len(found.at) < len(pilot.rungs):
+        raise DataError(
+            f"a pilot of {len(found.at)} of {len(pilot.rungs)} rungs", rule="; ".join(found.missing[:3]),
+            remedy="run it again with --resume",
+        )  # fmt: skip
+    arms = [arm.name for arm in found.arms]
+    unlike = found.at[0].analysis.meaningless(found.metric)
+    if flagged := [arm for arm in arms if arm in unlike]:
+        raise DataError(
+            f"{found.metric} of {flagged[0]}", rule=unlike[flagged[0]],
+            remedy="decide by a score that measures all arms: set evaluation.main to readout.loss",
+        )  # fmt: skip
+    scores, _ = scores_of(found.ladder, arms)
+    words = words_of(found)
+    answer = decide(
+        found.x, scores, budget=pilot.rest, higher_is_better=higher_is_better(found.metric), left=pilot.left(),
+        words=words,
+    )  # fmt: skip
+    tried = [validated(found.x, scores[arm], arm=arm, words=words) for arm in arms] if len(found.x) > 2 else []
+    return answer, tried
+
+
+def _down(amount: float, *, whole: bool) -> float:
+    """Rounded down to three figures, and to whole units where they are counted."""
+    step = 10.0 ** (math.floor(math.log10(amount)) - _FIGURES + 1)
+    rounded = math.floor(amount / step * (1 + 1e-12)) * step
+    return float(math.floor(rounded)) if whole else rounded

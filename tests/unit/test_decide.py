@@ -1,0 +1,158 @@
+"""The decide command: a pilot within its share, teachers paid when the rest is spent, an answer that can be resumed."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import cli
+from harness.budget import Budget
+from harness.chaos.tiny import TinyStudy
+from harness.commands.decide import share_of
+from harness.errors import ConfigError
+from harness.sweep import expand
+from harness.sweep.pilot import Pilot, rungs_of, tree_of
+
+SCORES = {"curve_points": 0, "mlm_blocks": 16, "readout": {"steps": 5, "positions": 64, "blocks": 32}}
+ARMS = [{"name": "no_kd", "objective": "mlm"}, {"name": "kd", "objective": "soft_targets"}]
+
+
+def tree(tiny: TinyStudy, **changes: Any) -> dict[str, Any]:
+    own = tiny.tree(arms=ARMS, evaluation=SCORES, baseline="no_kd", seeds=[1, 2], checkpoints=0)
+    return {**own, **changes}
+
+
+def study(tiny: TinyStudy, folder: Path, **changes: Any) -> str:
+    file = folder / "study.json.yaml"
+    file.write_text(json.dumps(tree(tiny, **changes)), encoding="utf-8")
+    return str(file)
+
+
+# -- the ladder ------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from(["3e15 flop", "256 gpu-hours", "2e9 tokens", "0.5 kWh", "90 min"]),
+    st.floats(0.01, 0.9),
+    st.integers(2, 40),
+    st.integers(2, 6),
+)
+def test_a_pilot_doubles_its_rungs_and_costs_its_share_at_most(
+    budget: str, share: float, trials: int, rungs: int
+) -> None:
+    purse = Budget.parse(budget)
+    found = rungs_of(purse, share, trials=trials, rungs=rungs)
+    cost = trials * sum(found)
+    assert len(found) == rungs
+    assert cost <= share * purse.limit * (1 + 1e-9)
+    assert cost >= 0.98 * share * purse.limit
+    for below, above in pairwise(found):
+        assert above / below == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("share", "rungs", "says"), [(0.0, 4, "part of the budget"), (1.0, 4, "part"), (0.1, 1, "two rungs")]
+)
+def test_a_pilot_that_is_none_or_everything_is_refused(share: float, rungs: int, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        rungs_of(Budget.parse("1e15 flop"), share, trials=4, rungs=rungs)
+
+
+def test_shares_are_read_as_per_cent_or_as_a_number() -> None:
+    assert share_of("5%") == share_of("0.05") == 0.05
+    with pytest.raises(ConfigError, match="share"):
+        share_of("five")
+
+
+def test_k_students_pay_a_kth_of_their_own_teacher_each_out_of_what_the_pilot_left() -> None:
+    pilot = Pilot(Budget.parse("1e6 tokens"), 0.1, 4, (10_000.0, 15_000.0), 4, {"kd": 200_000.0})
+    assert (pilot.cost, pilot.rest, pilot.left()) == (100_000, 900_000, {"kd": 850_000})
+    assert "kd: 50 k tokens of that for its teacher, 4 students sharing it" in pilot.lines()
+    free = Pilot(Budget.parse("1e6 tokens"), 0.1, None, (10_000.0, 15_000.0), 4, {})
+    assert free.left() == {}
+
+
+def test_the_pilots_studies_differ_from_the_study_in_budget_and_sunk_teachers_alone(tiny: TinyStudy) -> None:
+    own = tree(tiny, accounting={"teacher_training": {"amortised_over": 2}})
+    sweep = expand(tree_of(own, Budget.parse("1e12 flop"), (1e9, 2e9)), where="here")
+    studies = [point.study({}) for point in sweep.points]
+    assert [each.limit.limit for each in studies] == [1_000_000_000, 2_000_000_000]
+    assert all(each.accounting.teacher_training == "free" for each in studies)
+    assert {arm.name for arm in studies[0].arms} == {"no_kd", "kd"}
+    assert own["accounting"] == {"teacher_training": {"amortised_over": 2}}
+
+
+# -- refused before anything is spent --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "no --budget"),
+        (["--budget", "1 Tflop", "--pilot", "150%"], "part of the budget"),
+        (["--budget", "1 Tflop", "--seeds", "1"], "two seeds"),
+        (["--budget", "1 Tflop", "--arms", "kd"], "two arms"),
+        (["--budget", "1 Tflop", "--students", "0"], "one or more"),
+        (["--budget", "1 gpu-hour", "--students", "3"], "nobody knows what its training cost"),
+        (["--budget", "1 Tflop", "--students", "3", "--set", "teacher.training_flop=9e12"], "leaves its student less"),
+        (["--budget", "1 Tflop", "--resume"], "--resume without --out"),
+    ],
+)
+def test_decisions_that_cannot_be_made_are_refused_with_their_reason(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+) -> None:
+    assert cli.main(["decide", "--study", study(tiny, tmp_path), *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+# -- a real pilot ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_pilot_runs_answers_and_goes_on_where_it_was(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pilot"
+    flags = [
+        "--study",
+        study(tiny, tmp_path),
+        "--out",
+        str(out),
+        "--budget",
+        "100 Gflop",
+        "--pilot",
+        "10%",
+        "--rungs",
+        "3",
+    ]
+    flags += ["--students", "2", "--set", "teacher.training_flop=2e9", "--json"]
+    assert cli.main(["decide", *flags]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == json.loads((out / "decision.json").read_text(encoding="utf-8"))
+    pilot, found = answer["pilot"], answer["decision"]
+    assert pilot["cost"] <= 10e9
+    assert {o["arm"]: o["budget"] for o in found["outlooks"]} == {"no_kd": pilot["rest"], "kd": pilot["rest"] - 1e9}
+    assert found["recommendation"] in ("no_kd", "kd")
+    assert sum(o["probability_best"] for o in found["outlooks"]) == pytest.approx(1)
+    assert len(answer["validation"]) == 2
+    spent = [
+        json.loads(record.read_text(encoding="utf-8"))["charged"]
+        for record in sorted(out.glob("points/*/arms/*/seed-*/record.json"))
+    ]
+    assert len(spent) == 3 * 2 * 2
+    assert sum(spent) <= pilot["cost"]
+    # Everything is there: nothing is trained again, and the answer is the same.
+    stamps = {file: file.stat().st_mtime_ns for file in out.glob("points/*/arms/*/seed-*/student/model.safetensors")}
+    assert len(stamps) == 12
+    assert cli.main(["decide", *flags, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out) == answer
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+    # Other terms are another pilot.
+    assert cli.main(["decide", *flags, "--resume", "--students", "5"]) == 2
+    assert "other terms (students, left)" in capsys.readouterr().err
