@@ -73,7 +73,8 @@ class Decision:
     """The answer of a pilot; scores and regrets in the score's own unit, budgets in the ladder's.
 
     regret_if_wrong: the expected regret over those possibilities in which another arm is best. beyond: how many times
-    the full budget lies above the largest rung. contradicted: arms whose rungs refute the curve's form.
+    the full budget lies above the largest rung. contradicted: arms whose rungs refute the curve's form; every figure
+    takes that form for granted, so with any such arm the sentence recommends nothing.
     """
 
     recommendation: str
@@ -93,18 +94,18 @@ class Decision:
         return {**plain(asdict(self)), "level": LEVEL, "sentence": self.sentence(), "sentences": self.sentences()}
 
     def sentence(self) -> str:
-        """The recommendation with its probability, its expected regret, and from how far away it was made."""
+        """The recommendation with its probability and expected regret, or that the curve's form does not carry one."""
         regret = self.words.size(self.expected_regret)
         far = (
             f"extrapolated {self.beyond:,.3g} times beyond the pilot" if self.beyond > 1 else "within the pilot's range"
         )
-        doubt = (
-            f"; the rungs of {listed(self.contradicted)} contradict the form of the curve" if self.contradicted else ""
-        )
-        return (
-            f"choose {self.recommendation} at {self.words.rung(self.budget)}: best with probability "
-            f"{percent(self.probability)}, expected regret {regret}, {far}{doubt}"
-        )
+        found = f"best with probability {percent(self.probability)}, expected regret {regret}, {far}"
+        if self.contradicted:
+            return (
+                f"cannot tell yet at {self.words.rung(self.budget)}: the rungs of {listed(self.contradicted)} contradict "
+                f"the form of the curve; if it held nevertheless, {self.recommendation} would be {found}"
+            )
+        return f"choose {self.recommendation} at {self.words.rung(self.budget)}: {found}"
 
     def sentences(self) -> list[str]:
         """The recommendation, what a wrong one would cost, every arm's outlook, and the cost of knowing better."""
