@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if teacher is not None:
         write_study(teacher[0], Path(teacher[1]))
     graph = build(study, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine, teacher=teacher)
-    scripts = write(graph, machines, queue)
+    scripts = write(graph, machines, queue, command=shlex.join(["python", "launch.py", *given]))
     if options.json:
         print_json(graph.as_json())
     else:

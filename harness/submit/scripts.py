@@ -70,8 +70,8 @@ def entry() -> list[str]:
     return [sys.executable, str(script)] if script.is_file() else [sys.executable, "-m", "harness"]
 
 
-def write(graph: Graph, machines: Machines, queue: Queue) -> dict[str, Path]:
-    """Write OUT/jobs/<stage>.sbatch and graph.json; returns the script of every stage."""
+def write(graph: Graph, machines: Machines, queue: Queue, *, command: str = "") -> dict[str, Path]:
+    """Write OUT/jobs/<stage>.sbatch and graph.json with the command that asked for them; returns every stage's script."""
     folder = Path(graph.out) / "jobs"
     # With the logs: Slurm opens a job's output before its script could make the folder, and fails the job.
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,8 @@ def write(graph: Graph, machines: Machines, queue: Queue) -> dict[str, Path]:
     for stage in graph.stages:
         scripts[stage.name].write_text(render(graph, stage, machines, queue), encoding="utf-8")
         scripts[stage.name].chmod(0o755)
-    (folder / "graph.json").write_text(json.dumps(graph.as_json(), indent=1) + "\n", encoding="utf-8")
+    facts = {**graph.as_json(), "command": command}
+    (folder / "graph.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return scripts
 
 
