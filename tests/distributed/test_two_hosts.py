@@ -18,7 +18,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny import TinyStudy
-from tests.support.two_hosts import ADDRESSES, FIRST, PORT, SECOND, TwoHosts, missing
+from tests.support.two_hosts import (
+    ADDRESSES,
+    FIRST,
+    PORT,
+    SECOND,
+    TwoHosts,
+    leftovers,
+    missing,
+    remove,
+    remove_leftovers,
+)
 
 pytestmark = pytest.mark.slow  # seven launches of two ranks: about three minutes on a busy machine
 
@@ -133,3 +143,24 @@ def test_deepspeed_with_a_hostfile_over_two_hosts_is_one_host(
     assert code == 0, (hosts.folder / "deepspeed.log").read_text()[-4000:]
     assert outcome(out) == one_host
     assert places(out) == [(0, FIRST, 0), (1, SECOND, 0)]
+
+
+def test_hosts_of_a_killed_test_are_removed_by_the_next() -> None:
+    """Its namespaces and what runs in them; those of tests that live stay."""
+    if reason := missing():
+        pytest.skip(reason)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    killed, mine = f"isobudget-{gone.stdout.strip()}-a", f"isobudget-{os.getpid()}-probe"
+    for name in (killed, mine):
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        inside = subprocess.Popen(["ip", "netns", "exec", killed, "sleep", "600"])
+        assert leftovers() == [killed]
+        remove_leftovers()
+        assert inside.wait(timeout=10) == -9
+        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+        names = {line.split()[0] for line in listed.splitlines() if line}
+        assert killed not in names
+        assert mine in names
+    finally:
+        remove(mine)

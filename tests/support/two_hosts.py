@@ -6,15 +6,21 @@ Both see the same files, as machines of a cluster see a shared file system. Need
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 PORT = 2222
-ADDRESSES = {"isobudget-a": "10.77.0.1", "isobudget-b": "10.77.0.2"}
+# Of this process alone, and readable for whoever finds them when it is gone.
+ADDRESSES = {f"isobudget-{os.getpid()}-a": "10.77.0.1", f"isobudget-{os.getpid()}-b": "10.77.0.2"}
 FIRST, SECOND = ADDRESSES
+PROBE = f"isobudget-{os.getpid()}-probe"
+NAME = re.compile(r"isobudget-(\d+)-(?:a|b|probe)")
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 
@@ -27,11 +33,35 @@ def missing() -> str:
             return f"no {program} on PATH"
     if not Path(SSHD).exists():
         return "no sshd"
-    probe = subprocess.run(["ip", "netns", "add", "isobudget-probe"], capture_output=True)
+    probe = subprocess.run(["ip", "netns", "add", PROBE], capture_output=True)
     if probe.returncode:
         return "this container may not make network namespaces"
-    subprocess.run(["ip", "netns", "del", "isobudget-probe"], check=False)
+    remove(PROBE)
     return ""
+
+
+def leftovers() -> list[str]:
+    """Hosts whose tests were killed before they could remove them."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
+    found = [(match[0], match[1]) for line in listed.splitlines() if (match := NAME.match(line))]
+    return [name for name, process in found if not Path(f"/proc/{process}").exists()]
+
+
+def remove_leftovers() -> None:
+    for name in leftovers():
+        remove(name)
+
+
+def remove(name: str) -> None:
+    """A host and every process in it."""
+    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+    for pid in found.stdout.split():
+        subprocess.run(["kill", "-KILL", pid], check=False, capture_output=True)
+    subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt  # pytest ends its fixtures then, which it does not on SIGTERM
 
 
 class TwoHosts:
@@ -41,8 +71,19 @@ class TwoHosts:
         self.folder = folder
         self.environment = environment
         self._started: list[subprocess.Popen[bytes]] = []
+        self._before: Any = None
 
     def __enter__(self) -> TwoHosts:
+        remove_leftovers()
+        self._before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            self._make()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _make(self) -> None:
         for name in ADDRESSES:
             run("ip", "netns", "add", name)
         run("ip", "link", "add", "iso-a", "netns", FIRST, "type", "veth", "peer", "name", "iso-b", "netns", SECOND)
@@ -60,17 +101,13 @@ class TwoHosts:
             )
         for address in ADDRESSES.values():
             self._wait_for(address)
-        return self
 
     def __exit__(self, *_: object) -> None:
         for name in ADDRESSES:
-            found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
-            for pid in found.stdout.split():
-                subprocess.run(["kill", "-KILL", pid], check=False, capture_output=True)
+            remove(name)
         for process in self._started:
             process.wait(timeout=10)
-        for name in ADDRESSES:
-            subprocess.run(["ip", "netns", "del", name], check=False)
+        signal.signal(signal.SIGTERM, self._before)
 
     def ip(self, name: str, *words: str) -> None:
         run("ip", "-n", name, *words)
