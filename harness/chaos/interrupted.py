@@ -9,22 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from harness.chaos.faults import PLACES, Fault, signal_at
-from harness.chaos.trial_runs import launch
+from harness.chaos.trial_runs import launch, parts
 
 # The default engine computes in bf16 where the CPU has it; rows that compare losses need fp32.
 STOPPED_AT = 8
 
 
+_kept: dict[tuple[str, tuple[str, ...], int, int], Path] = {}
+
+
 def stopped(file: Path, out: Path, *flags: str, ranks: int = 2, step: int = STOPPED_AT) -> Path:
-    """A run of the study that a SIGTERM ended after `step` steps.
+    """A run of the study that a SIGTERM ended after `step` steps; made once per study and process, then copied.
 
     Raises:
         RuntimeError: it did not leave as resumable.
     """
+    key = (file.read_text(encoding="utf-8"), flags, ranks, step)
+    if key in _kept:
+        return Path(shutil.copytree(_kept[key], out))
     run = launch(file, out, *flags, faults=[Fault(signal_at, (0, step, PLACES[0], "SIGTERM"))], ranks=ranks)
     codes = run.wait()
     if codes != [75] * ranks:
         raise RuntimeError(f"the run to be interrupted left with {codes}: {run.outputs()[-300:]}")
+    _kept[key] = Path(shutil.copytree(out, parts().folder / f"stopped-{len(_kept)}"))
     return out
 
 
