@@ -17,7 +17,12 @@ from typing import Any, Literal
 
 Kind = Literal["plateau", "below_baseline", "no_better_than_untrained", "copied_errors", "instability", "weak_teacher"]
 # A loss that gains less than this share of its whole fall in the last half of the budget has stopped falling.
+# Where the share's own standard error is larger than that, nobody can tell.
 PLATEAU = 0.02
+# The median of |N(0, 1)|.
+NORMAL_MEDIAN = 0.6745
+# What objectives call the term that needs no teacher: the loss of the text's own tokens.
+TEXT_TERM = "cross_entropy"
 # A row is a spike if it lies this far above the median of the rows before it, and far above their usual changes.
 SPIKE = 1.25
 SPIKE_CHANGES = 6.0
@@ -25,8 +30,9 @@ BEFORE = 5
 # fp16 skips a few steps while its loss scale settles.
 SKIPPED_SHARE = 0.01
 SKIPPED_FEW = 10
-# A teacher above this share of the untrained student's loss has hardly learnt more than how often each token occurs.
-WEAK_TEACHER = 0.75
+# A student learns how often each token occurs within its first steps: a teacher whose loss is not below this share of
+# what that alone gives has next to nothing to add.
+WEAK_TEACHER = 0.9
 # Copied errors beyond the baseline's: less than this says nothing about the student, whatever its p.
 COPIED = 0.05
 COPIED_P = 0.01
@@ -45,18 +51,20 @@ class Alarm:
         return asdict(self)
 
 
-def plateaued(losses: Sequence[float]) -> bool:
-    """True when the second half of the budget adds next to nothing to the loss's fall; False on fewer than 20 rows."""
-    return (share := late_share(losses)) is not None and share < PLATEAU
+def late_share(losses: Sequence[float]) -> tuple[float, float] | None:
+    """(share of a loss's whole fall that lies in the second half of the budget, that share's standard error).
 
-
-def late_share(losses: Sequence[float]) -> float | None:
-    """The share of a loss's whole fall that lies in the second half; None where it did not fall or is too short."""
+    Means over a tenth of the rows each; the noise of a row is taken from its changes from row to row. None where
+    the loss did not fall, or on fewer than 20 rows.
+    """
     tenth = len(losses) // 10
     if tenth < 2:
         return None
     start, middle, end = (statistics.fmean(losses[i : i + tenth]) for i in (0, len(losses) // 2, len(losses) - tenth))
-    return (middle - end) / (start - end) if start > end else None
+    if start <= end:
+        return None
+    noise = statistics.median(abs(b - a) for a, b in pairwise(losses)) / (NORMAL_MEDIAN * math.sqrt(2))
+    return (middle - end) / (start - end), noise * math.sqrt(2 / tenth) / (start - end)
 
 
 def spikes(losses: Sequence[float]) -> list[int]:
@@ -75,14 +83,14 @@ def segments(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     cut: list[list[float]] = []
     terms: frozenset[str] | None = None
     for row in rows:
-        loss, here = row.get("loss"), row.get("terms")
-        if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
+        loss, here = _number(row.get("loss")), row.get("terms")
+        if loss is None:
             continue
         names = frozenset(here) if isinstance(here, dict) else frozenset()
         if names != terms:
             cut.append([])
             terms = names
-        cut[-1].append(float(loss))
+        cut[-1].append(loss)
     return cut
 
 
@@ -110,14 +118,59 @@ def of_trial(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> li
 
 
 def stalled(runs: Sequence[Sequence[Mapping[str, Any]]], *, arm: str) -> list[Alarm]:
-    """An objective that stopped falling early, on average over an arm's runs; composed objectives by their last phase."""
-    shares = [late_share(cut[-1]) for rows in runs if (cut := segments(rows))]
-    known = [share for share in shares if share is not None]
-    if len(known) < len(runs) or not known or statistics.fmean(known) >= PLATEAU:
-        return []
-    return [
-        Alarm("plateau", arm, f"{arm}: the training objective stopped falling before half of the budget was spent.")
-    ]
+    """An objective that stopped falling early, on average over an arm's runs; composed objectives by their last phase.
+
+    Where an objective also learns from the text itself, the teacher's part is judged too: a falling cross-entropy
+    would hide that distillation stands still.
+    """
+    found: list[Alarm] = []
+    losses = [cut[-1] for rows in runs if (cut := segments(rows))]
+    if len(losses) == len(runs) and _flat(losses):
+        text = f"{arm}: the training objective stopped falling before half of the budget was spent."
+        found.append(Alarm("plateau", arm, text))
+    parts = [teacher_part(rows) for rows in runs]
+    if all(parts) and not found and _flat(parts):
+        text = (
+            f"{arm}: what it learns from its teacher stopped falling before half of the budget was spent; what it learns "
+            "from the text goes on."
+        )
+        found.append(Alarm("plateau", arm, text))
+    return found
+
+
+def _flat(runs: Sequence[Sequence[float]]) -> bool:
+    """Whether these runs' mean late share is next to nothing, and known well enough to say so."""
+    shares = [share for losses in runs if (share := late_share(losses)) is not None]
+    if not shares or len(shares) < len(runs):
+        return False
+    error = math.sqrt(sum(error**2 for _, error in shares)) / len(shares)
+    return statistics.fmean(share for share, _ in shares) < PLATEAU and error < PLATEAU
+
+
+def teacher_part(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The sum of the last phase's terms that a teacher is needed for; empty where all or none of its terms are such."""
+    names: frozenset[str] = frozenset()
+    losses: list[float] = []
+    for row in rows:
+        terms = row.get("terms")
+        values = {str(k): _number(v) for k, v in terms.items()} if isinstance(terms, dict) else {}
+        known = {name: value for name, value in values.items() if value is not None}
+        if not values or len(known) < len(values):
+            continue
+        if known.keys() != names:
+            names, losses = frozenset(known), []
+        losses.append(math.fsum(value for name, value in known.items() if not _of_text(name)))
+    taught = sum(not _of_text(name) for name in names)
+    return losses if 0 < taught < len(names) else []
+
+
+def _of_text(term: str) -> bool:
+    return term.rpartition(".")[2] == TEXT_TERM
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
 
 
 @dataclass(frozen=True)
@@ -155,6 +208,18 @@ def copies_errors(copied: Copied, *, arm: str, baseline: str) -> list[Alarm]:
     return [Alarm("copied_errors", arm, text.replace("%", "\u202f%"))]
 
 
-def weak(teacher_loss: float, untrained_loss: float) -> bool:
-    """True when a teacher's held-out loss is no clear improvement on the untrained student's; NaN is weak."""
-    return not teacher_loss < WEAK_TEACHER * untrained_loss
+def weak(teacher_loss: float, frequency_loss: float) -> bool:
+    """True when a teacher's held-out loss is no clear improvement on counts of tokens; NaN is weak."""
+    return not teacher_loss < WEAK_TEACHER * frequency_loss
+
+
+def weak_teacher(before: Mapping[str, Any], *, arm: str) -> list[Alarm]:
+    """A teacher that was weak before training began, from what a record keeps of that; a worse one was refused there."""
+    teacher, counted = _number(before.get("teacher_loss")), _number(before.get("frequency_loss"))
+    if teacher is None or counted is None or not weak(teacher, counted):
+        return []
+    text = (
+        f"{arm}: its teacher is not sufficiently better than an untrained student: a held-out loss of {teacher:.3f}, where "
+        f"counts of tokens alone give {counted:.3f}. It has little to teach."
+    )
+    return [Alarm("weak_teacher", arm, text)]

@@ -24,7 +24,7 @@ from harness.data.stream import evaluation_batches
 from harness.engine import Engine, device_of, divided, must_divide
 from harness.errors import ConfigError, Preempted
 from harness.evaluate.subject import Subject
-from harness.evaluate.vouch import BLOCKS, Voucher, vouch
+from harness.evaluate.vouch import BLOCKS, Voucher, frequency_loss, vouch
 from harness.executed import executed_flop
 from harness.hardware import bf16_in_hardware, has_cuda
 from harness.kernels import backend
@@ -95,6 +95,9 @@ class Conductor:
                 self.ranks.on_main(self.refuse_mixed_precision)
                 self.admit()
             vouchers = self.ranks.on_main(lambda: self.vouchers(missing))
+            said = [alarm.text for (arm, _), v in vouchers.items() for alarm in alarms.weak_teacher(vars(v), arm=arm)]
+            for text in dict.fromkeys(said):
+                self.tell.say(f"alarm: {text}")
             for arm, seed in missing:
                 self.train(arm, seed, stop, vouchers.get((arm.arm.name, seed)))
             for control in self.missing_controls() if only is None or controls_of else []:
@@ -165,7 +168,13 @@ class Conductor:
         study, corpus, device = self.setting.study, self.setting.corpus, device_of(self.ranks)
         teachers: dict[str, Subject] = {}
         found: dict[tuple[str, int], Voucher] = {}
-        blocks = min(BLOCKS, len(corpus.blocks("validation")))
+        if all(arm.teacher is None for arm, _ in missing):
+            return found
+        batches = evaluation_batches(
+            corpus, "validation", blocks=min(BLOCKS, len(corpus.blocks("validation"))), batch=VALIDATION_BATCH,
+            masking=study.data.masking, causal=study.causal,
+        )  # fmt: skip
+        counted = frequency_loss(corpus, batches)
         for arm, seed in missing:
             if arm.teacher is None or arm.study.teacher is None:
                 continue
@@ -173,13 +182,9 @@ class Conductor:
             if path not in teachers:
                 model = Teacher(arm.teacher, device=device, dtype=torch.float32).family.model
                 teachers[path] = Subject(model, device=device)
-            batches = evaluation_batches(
-                corpus, "validation", blocks=blocks, batch=VALIDATION_BATCH, masking=study.data.masking,
-                causal=study.causal,
-            )  # fmt: skip
             found[arm.arm.name, seed] = vouch(
                 teachers[path], Subject(build_student(arm.config, seed=seed), device=device), batches,
-                name=path, allow_worse=arm.study.teacher.allow_worse,
+                frequency_loss=counted, name=path, allow_worse=arm.study.teacher.allow_worse,
             )  # fmt: skip
         return found
 

@@ -190,11 +190,6 @@ def departures(arm: ArmSetting, plan: Plan, kept: int, voucher: Voucher | None) 
             f"{voucher.teacher_loss:.3f} against "
             f"{voucher.student_loss:.3f}), allowed by teacher.allow_worse"
         )
-    if voucher is not None and voucher.weak:
-        found.append(
-            f"its teacher is hardly better than an untrained student (held-out loss {voucher.teacher_loss:.3f} against "
-            f"{voucher.student_loss:.3f}): it has little to teach"
-        )
     return found
 
 

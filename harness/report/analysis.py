@@ -128,6 +128,17 @@ class Analysis:
     def compared(self, metric: str, family: str) -> list[Comparison]:
         return [c for c in self.comparisons if c.metric == metric and c.family == family]
 
+    def judged_against(self, arm: str) -> list[Verdict]:
+        """The sentence for every other arm against this one, by the deciding score, as one family of comparisons."""
+        scores: Scores = {each.name: self.scores.get(self.main, {}).get(each.name, {}) for each in self.arms}
+        found = against_baseline(scores, arm, metric=self.main, meaningless=self.meaningless(self.main))
+        return [self.allowed(judge(c, margin=self.margin)) for c in found]
+
+    def allowed(self, verdict: Verdict) -> Verdict:
+        """The verdict, or that nothing can be told where costs were measured on unlike machines."""
+        measured = self.budget is not None and not self.budget.unit.deterministic
+        return withheld(verdict, self.unlike_hardware) if measured and self.unlike_hardware else verdict
+
     def best(self, metric: str) -> str | None:
         """The arm that beats every other arm significantly, if there is one."""
         pairs = self.compared(metric, "pairs") or self.compared(metric, "baseline")
@@ -197,13 +208,8 @@ def _compare(analysis: Analysis) -> None:
         analysis.comparisons += against_baseline(scores, baseline.name, **settings)
         if len(analysis.arms) > 2:
             analysis.comparisons += all_pairs(scores, **settings)
-    deciding = analysis.compared(analysis.main, "baseline")
-    judged = [judge(c, margin=analysis.margin) for c in deciding]
-    analysis.verdict = headline(deciding, margin=analysis.margin)
-    if analysis.unlike_hardware and analysis.budget is not None and not analysis.budget.unit.deterministic:
-        analysis.verdict = withheld(analysis.verdict, analysis.unlike_hardware)
-        judged = [withheld(verdict, analysis.unlike_hardware) for verdict in judged]
-    analysis.by_arm = judged
+    analysis.verdict = analysis.allowed(headline(analysis.compared(analysis.main, "baseline"), margin=analysis.margin))
+    analysis.by_arm = analysis.judged_against(baseline.name)
 
 
 def _metrics(scores: Iterable[dict[str, Any]]) -> list[str]:

@@ -12,6 +12,8 @@ from harness.report.source import Json, Run, Source, arms_of, mapping, number
 
 # Colours besides the neutral one; with more contenders than that, colours repeat.
 COLOURS = 7
+# Objectives that need no teacher.
+FROM_SCRATCH = ("mlm", "clm")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Arm:
         """False when a run says that its MLM head got no gradient."""
         return all(run.record.get("head_trained", True) is not False for run in self.runs)
 
+    @property
+    def from_scratch(self) -> bool:
+        """True when the text alone taught it."""
+        return self.objective.split(" (")[0] in FROM_SCRATCH
+
     def mean(self, key: str) -> float | None:
         """The mean of a record's field over the finished runs that have it."""
         return _mean(number(run.record.get(key)) for run in self.done)
@@ -64,7 +71,7 @@ def list_arms(source: Source) -> list[Arm]:
     names = list(dict.fromkeys([*listed, *(run.arm for run in source.runs)]))
     objectives = {name: _objective(name, listed, source.runs) for name in names}
     declared = source.study.get("baseline")
-    pretrained = next((name for name in names if objectives[name].split(" (")[0] in ("mlm", "clm")), None)
+    pretrained = next((name for name in names if objectives[name].split(" (")[0] in FROM_SCRATCH), None)
     baseline = declared if declared in names else pretrained or (names[0] if names else None)
     contenders = [name for name in names if name != baseline]
     return [

@@ -108,10 +108,25 @@ def _alarms(analysis: Analysis) -> Iterator[Alarm]:
             steps, skipped = run.record.get("steps"), run.record.get("skipped_steps")
             yield from alarms.unstable(run.steps, arm=arm.name, seed=run.seed, steps=steps, skipped=skipped)
         yield from _copied(analysis, arm)
-    for verdict in analysis.by_arm:
-        if verdict.worse and verdict.better and analysis.baseline and verdict.better == analysis.baseline.name:
-            yield Alarm("below_baseline", verdict.worse, f"{verdict.worse} is clearly worse than {verdict.better}.")
+        asked = (mapping(mapping(run.record.get("teacher")).get("before_training")) for run in arm.done)
+        yield from alarms.weak_teacher(next(filter(None, asked), {}), arm=arm.name)
+    yield from _below_no_kd(analysis)
     yield from _teacher(analysis)
+
+
+def _below_no_kd(analysis: Analysis) -> Iterator[Alarm]:
+    """Distilled arms that are clearly worse than the arm from scratch, be it the study's baseline or not."""
+    scratch = sorted((arm for arm in analysis.arms if arm.from_scratch), key=lambda arm: not arm.baseline)
+    if not scratch:
+        return
+    verdicts = analysis.by_arm
+    if not scratch[0].baseline:
+        verdicts = analysis.judged_against(scratch[0].name)
+    distilled = {arm.name for arm in analysis.arms if not arm.from_scratch}
+    for verdict in verdicts:
+        if verdict.worse in distilled and verdict.better == scratch[0].name:
+            text = f"{verdict.worse} is clearly worse than {verdict.better}, which had no teacher."
+            yield Alarm("below_baseline", str(verdict.worse), text)
 
 
 def _copied(analysis: Analysis, arm: Arm) -> Iterator[Alarm]:

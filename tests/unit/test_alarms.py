@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import alarms
-from harness.alarms import Copied, copies_errors, late_share, plateaued, segments, spikes, stalled, unstable, weak
+from harness.alarms import (
+    Copied,
+    copies_errors,
+    late_share,
+    segments,
+    spikes,
+    stalled,
+    teacher_part,
+    unstable,
+    weak,
+    weak_teacher,
+)
 from harness.evaluate import agreement
 
 FALLING = [2 + 4 * math.exp(-i / 30) for i in range(120)]
@@ -23,15 +36,61 @@ def rows(losses: list[float], term: str = "mlm") -> list[dict]:
 
 
 def test_a_loss_that_stops_falling_early_is_a_plateau_and_a_steady_one_is_not() -> None:
-    assert plateaued(EARLY)
-    assert not plateaued(FALLING)
-    assert not plateaued([6 - i / 40 for i in range(120)])
+    assert [a.kind for a in stalled([rows(EARLY)], arm="a")] == ["plateau"]
+    assert stalled([rows(FALLING)], arm="a") == []
+    assert stalled([rows([6 - i / 40 for i in range(120)])], arm="a") == []
+
+
+def noisy(losses: list[float], size: float, seed: int) -> list[float]:
+    noise = random.Random(seed)
+    return [x + noise.gauss(0, size) for x in losses]
+
+
+@pytest.mark.parametrize("size", [0.02, 0.4, 1.5])
+def test_noise_alone_makes_no_plateau_and_little_noise_hides_none(size: float) -> None:
+    """FALLING gains a tenth of its fall late; 40 noisy copies of it, and of one that stands still."""
+    falling, early = (
+        [bool(stalled([rows(noisy(losses, size, seed))], arm="a")) for seed in range(40)] for losses in (FALLING, EARLY)
+    )
+    assert sum(falling) <= 2
+    assert sum(early) >= (38 if size < 0.1 else 0)
+
+
+def test_the_standard_error_of_a_late_share_is_its_spread() -> None:
+    found = [late_share(noisy(FALLING, 0.3, seed)) for seed in range(300)]
+    shares, errors = zip(*(pair for pair in found if pair is not None), strict=True)
+    assert statistics.fmean(errors) == pytest.approx(statistics.stdev(shares), rel=0.25)
+
+
+def both(text: list[float], taught: list[float]) -> list[dict]:
+    return [
+        {"loss": a + b, "terms": {"kd.cross_entropy": a, "kd.kl": b}} for a, b in zip(text, taught, strict=True)
+    ]  # fmt: skip
+
+
+def test_text_that_is_still_learnt_hides_no_distillation_that_stands_still() -> None:
+    assert not stalled([both(FALLING, FALLING)], arm="a")
+    (alarm,) = stalled([both(FALLING, EARLY)], arm="a")
+    assert alarm.kind == "plateau"
+    assert "from its teacher" in alarm.text
+    assert not stalled([both(EARLY, FALLING)], arm="a"), "the teacher goes on teaching"
+    assert len(stalled([both(EARLY, EARLY)], arm="a")) == 1, "said once"
+
+
+def test_the_teachers_part_is_known_only_beside_a_part_of_the_text() -> None:
+    assert teacher_part(rows(FALLING, "kd.kl")) == []
+    assert teacher_part(rows(FALLING, "mlm.cross_entropy")) == []
+    assert teacher_part([]) == []
+    late = both(FALLING, EARLY) + rows(FALLING, "mlm.cross_entropy")
+    assert teacher_part(late) == [], "the last phase alone is judged"
+    assert teacher_part(rows(FALLING, "mlm.cross_entropy") + both(FALLING, EARLY)) == EARLY
 
 
 @given(st.lists(st.floats(0.1, 10), max_size=19))
 def test_a_curve_too_short_to_judge_raises_nothing(losses: list[float]) -> None:
     assert late_share(losses) is None
     assert stalled([rows(losses)], arm="a") == []
+    assert stalled([both(losses, losses)], arm="a") == []
 
 
 def test_a_loss_that_never_fell_has_no_share() -> None:
@@ -112,10 +171,19 @@ def test_answers_of_other_blocks_or_none_at_all_give_no_share(tmp_path: Path) ->
 # -- the teacher -------------------------------------------------------------------------------------
 
 
-def test_a_teacher_hardly_better_than_random_weights_is_weak() -> None:
-    assert weak(7.0, 8.3)
-    assert weak(float("nan"), 8.3)
-    assert not weak(3.6, 8.7)
+def test_a_teacher_hardly_better_than_counts_of_tokens_is_weak() -> None:
+    assert weak(6.4, 6.5)
+    assert weak(float("nan"), 6.5)
+    assert not weak(3.6, 6.5)
+    (alarm,) = weak_teacher({"teacher_loss": 6.4, "frequency_loss": 6.5, "student_loss": 8.7}, arm="kd")
+    assert (alarm.kind, alarm.arm) == ("weak_teacher", "kd")
+    assert "6.400" in alarm.text
+    assert "6.500" in alarm.text
+    assert weak_teacher({"teacher_loss": 3.6, "frequency_loss": 6.5}, arm="kd") == []
+    assert weak_teacher({"teacher_loss": 6.4, "student_loss": 8.7}, arm="kd") == [], (
+        "a record from before tells nothing"
+    )
+    assert weak_teacher({}, arm="kd") == []
 
 
 def test_an_alarm_is_plain_json() -> None:

@@ -224,6 +224,34 @@ def test_failure_signatures_are_named(tmp_path: Path) -> None:
     assert "tinybert: the training objective stopped falling" in page_of(directory).text
 
 
+def test_a_student_below_the_one_without_a_teacher_is_named_whatever_the_baseline_is(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3)
+    study = yaml.safe_load((directory / "study.yaml").read_text())
+    for baseline in (None, "soft_targets", "tinybert"):
+        (directory / "study.yaml").write_text(yaml.safe_dump({**study, "baseline": baseline}))
+        found = {a["arm"] for a in build_report(directory)["alarms"] if a["kind"] == "below_baseline"}
+        assert found == {"soft_targets", "minilmv2"}
+    # Two arms from scratch: the worse one is no failure of distillation.
+    arms = [{**arm, "objective": "mlm"} if arm["name"] == "soft_targets" else arm for arm in study["arms"]]
+    (directory / "study.yaml").write_text(yaml.safe_dump({**study, "arms": arms}))
+    found = {a["arm"] for a in build_report(directory)["alarms"] if a["kind"] == "below_baseline"}
+    assert found == {"minilmv2"}
+
+
+def test_a_run_whose_loss_jumps_is_named_with_its_seed_and_the_others_are_not(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3)
+    assert not [a for a in build_report(directory)["alarms"] if a["kind"] == "instability"]
+    path = directory / "arms/tinybert/seed-2/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    jumped = [row for row in rows if "loss" in row][60:63]
+    for row in jumped:
+        row["loss"] *= 2.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (alarm,) = [a for a in build_report(directory)["alarms"] if a["kind"] == "instability"]
+    assert (alarm["arm"], alarm["seed"]) == ("tinybert", 2)
+    assert "the training loss jumped" in page_of(directory).text
+
+
 def test_a_diverged_score_is_null_named_and_left_out(small: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(small, tmp_path / "s"))
     folder = directory / "arms/minilmv2/seed-2"

@@ -207,14 +207,14 @@ def subjects() -> tuple[Subject, Subject, list[Any]]:
 
 def test_a_teacher_that_predicts_worse_than_the_untrained_student_is_refused_or_recorded() -> None:
     good, bad, batches = subjects()
-    fine = vouch(good, bad, batches, name="t", allow_worse=False)
+    fine = vouch(good, bad, batches, frequency_loss=6.5, name="t", allow_worse=False)
     assert fine.teacher_loss < fine.student_loss
     assert not fine.worse
     assert fine.flop == 2 * Needs(logits="masked").forward_flops(good.shape, sequences=2, length=8, masked=16)
     with pytest.raises(TeacherError, match=r"MLM loss of .* where the untrained student has .*allow_worse") as error:
-        vouch(bad, good, batches, name="t", allow_worse=False)
+        vouch(bad, good, batches, frequency_loss=6.5, name="t", allow_worse=False)
     assert error.value.exit_code == 3
-    assert vouch(bad, good, batches, name="t", allow_worse=True).worse
+    assert vouch(bad, good, batches, frequency_loss=6.5, name="t", allow_worse=True).worse
 
 
 def test_a_teacher_whose_loss_is_not_a_number_is_worse_than_anything() -> None:
@@ -222,7 +222,7 @@ def test_a_teacher_whose_loss_is_not_a_number_is_worse_than_anything() -> None:
     with torch.no_grad():
         next(iter(good.model.parameters())).fill_(torch.nan)
     with pytest.raises(TeacherError, match="nan"):
-        vouch(good, bad, batches, name="t", allow_worse=False)
+        vouch(good, bad, batches, frequency_loss=6.5, name="t", allow_worse=False)
 
 
 def test_a_half_precision_teacher_gives_half_precision_signals(tmp_path: Path) -> None:
