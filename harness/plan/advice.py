@@ -29,6 +29,7 @@ def notes(table: dict[str, Any], found: Sketch) -> list[str]:
             said.append(
                 f"{arm['name']} reads its text {arm['epochs']:.1f} times; beyond {MANY_EPOCHS} passes it learns less"
             )
+    said += _seeds(found)
     said += _memory(table, found)
     said += _evaluation(table, found)
     if table["speed"] is None:
@@ -38,6 +39,21 @@ def notes(table: dict[str, Any], found: Sketch) -> list[str]:
     elif table["watts_per_device"] is None:
         said.append("no energy: nobody knows what a device draws here; give --watts, the watts of one device")
     return said
+
+
+def _seeds(found: Sketch) -> list[str]:
+    """Too few seeds for an interval, or for one of use: Student's t on one degree of freedom, and on two."""
+    seeds, study = len(found.study.seeds), found.study
+    if len(study.arms) < 2 or seeds > 2:
+        return []
+    if seeds == 2:
+        return [
+            "two seeds give an interval of 12.7 standard errors to either side, three of 4.3: only a difference many times "
+            "the noise will show"
+        ]
+    # Where GLUE's data is at hand its own note says so.
+    told = found.complete and study.evaluation.glue is not None
+    return [] if told else ["one seed gives no interval: arms can be shown, not told apart"]
 
 
 def _memory(table: dict[str, Any], found: Sketch) -> list[str]:

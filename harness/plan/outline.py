@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data import glue_files
+from harness.data.files import is_local
 from harness.ds_config import DsConfig
 from harness.errors import DataError, TeacherError
 from harness.models.teacher import SHIPPED
@@ -88,6 +90,9 @@ def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[
     notes += reasons
     entries, special, tokenizer, fingerprint, said = vocabulary(study.data.tokenizer)
     notes += said
+    glue = study.evaluation.glue
+    if glue is not None and is_local(glue.path):
+        glue_files.check(glue_files.locate(glue.path, glue.tasks), glue.tasks)
     outline = Outline(
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, special=special,
         corpus=NoCorpus(), world=world, entries=entries,  # type: ignore[arg-type]

@@ -227,3 +227,63 @@ def test_plan_prices_glue_and_says_what_its_scores_cannot_show(
     assert "one pretraining seed gives no interval for GLUE" in notes
     assert "fine-tuning seeds do not replace them" in notes
     assert "optimistic" in notes
+
+
+def _without_a_split(folder: Path) -> None:
+    (folder / "rte" / "validation-00000-of-00001.parquet").unlink()
+
+
+def _with_a_strange_label(folder: Path) -> None:
+    from harness.data.glue_tasks import TASKS
+    from tests.support.glue_worlds import rows, write_split
+
+    table = rows(TASKS["rte"], 40, "x")
+    table["label"][7] = 2
+    write_split(folder, "rte", "train", table)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "too large to tokenise for a plan"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(_without_a_split, "has no validation split"), (_with_a_strange_label, "rte, train row 7: label 2")],
+)
+def test_broken_glue_data_is_refused_by_the_plan_however_much_of_it_there_is(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    large: bool, spoil: Any, message: str,
+) -> None:  # fmt: skip
+    folder = write_glue(tmp_path / "glue", tasks=("rte",), train=80)
+    monkeypatch.setattr("harness.plan.outline.SMALL_BYTES", 0 if large else 10**6)
+    arguments = [
+        "plan",
+        "--study",
+        str(tiny.file),
+        "--set",
+        f"evaluation.glue={{path: {folder}, tasks: [rte]}}",
+        "--json",
+    ]
+    assert cli.main(arguments) == 0
+    spoil(folder)
+    assert cli.main(arguments) == 3
+    assert message in capsys.readouterr().err
+
+
+def test_a_typo_in_the_place_of_glue_is_refused_by_the_plan(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.plan.outline.SMALL_BYTES", 0)
+    block = f"evaluation.glue={{path: {tmp_path / 'gleu'}, tasks: [rte]}}"
+    assert cli.main(["plan", "--study", str(tiny.file), "--set", block]) == 3
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [("1", "one seed gives no interval"), ("1,2", "12.7 standard errors"), ("1,2,3", "")]
+)
+def test_too_few_seeds_for_an_interval_are_said_by_the_plan(
+    tiny: TinyStudy, capsys: pytest.CaptureFixture[str], seeds: str, said: str
+) -> None:
+    assert cli.main(["plan", "--study", str(tiny.file), "--arms", "no_kd,minilmv2", "--seeds", seeds, "--json"]) == 0
+    notes = " ".join(json.loads(capsys.readouterr().out)["notes"])
+    assert said in notes
+    if not said:
+        assert "interval" not in notes

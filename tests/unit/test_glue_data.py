@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data import glue, glue_price
+from harness.data import glue, glue_files, glue_price
 from harness.data.glue_tasks import TASKS
 from harness.data.tokenizer import load_tokenizer
 from harness.errors import ConfigError, DataError
@@ -177,6 +177,12 @@ def test_broken_data_is_refused_in_words(tmp_path: Path, what: str) -> None:
     spoil(folder)
     with pytest.raises(DataError, match=message):
         prepare(folder, tasks=["rte"])
+    with pytest.raises(DataError, match=message):
+        glue_files.check(folder, ["rte"])
+
+
+def test_whole_data_passes_the_check_that_reads_no_text(tmp_path: Path) -> None:
+    glue_files.check(write_glue(tmp_path), list(NAMES))
 
 
 def test_a_similarity_outside_its_range_is_refused(tmp_path: Path) -> None:
