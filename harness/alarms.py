@@ -178,32 +178,40 @@ class Copied:
     """Of the positions that the teacher got wrong, how many a student answered with the teacher's wrong token.
 
     `errors` positions in all runs together; the baseline is the arm of the same shape that never had this teacher,
-    on the same positions.
+    on the same positions. `gain` is the student's accuracy over the baseline's, on all positions: whoever knows more of
+    the language is tempted by the same wrong tokens as a teacher who does, in proportion at most.
     """
 
     errors: int
     student: float
     baseline: float
+    gain: float = 1.0
+
+    @property
+    def expected(self) -> float:
+        """The share that the baseline's, and the student's greater accuracy, lead to expect."""
+        return min(1.0, self.baseline * max(1.0, self.gain))
 
     @property
     def excess(self) -> float:
-        return self.student - self.baseline
+        return self.student - self.expected
 
     @property
     def p(self) -> float:
         """One-sided pooled two-proportion z test; the positions are shared, so this is conservative."""
-        pooled = (self.student + self.baseline) / 2
+        pooled = (self.student + self.expected) / 2
         variance = 2 * pooled * (1 - pooled) / self.errors if self.errors else 0.0
         return math.erfc(self.excess / math.sqrt(2 * variance)) / 2 if variance > 0 else 1.0
 
 
 def copies_errors(copied: Copied, *, arm: str, baseline: str) -> list[Alarm]:
-    """A student that repeats its teacher's errors more often than an equally large student without a teacher."""
+    """A student that repeats its teacher's errors more often than its size and its accuracy explain."""
     if copied.excess < COPIED or copied.p > COPIED_P:
         return []
+    more = f" ({copied.expected:.0%} at {arm}'s accuracy)" if copied.gain > 1 else ""
     text = (
         f"{arm} repeats {copied.student:.0%} of its teacher's wrong answers where {baseline}, equally large, gives "
-        f"{copied.baseline:.0%} of them: it learns the teacher's errors, not only its knowledge."
+        f"{copied.baseline:.0%} of them{more}: it learns the teacher's errors, not only its knowledge."
     )
     return [Alarm("copied_errors", arm, text.replace("%", "\u202f%"))]
 

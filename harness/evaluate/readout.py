@@ -3,12 +3,14 @@
 It makes students comparable that were never given a head to train. The body does not change, so its
 states at the predicted positions, masked ones or those before a next token, are computed once and the head
 learns from them. Layers compete on validation positions, because the layer above the last Q, K, V of a
-MiniLM-type student is untrained; the score is that of the winning layer on test positions.
+MiniLM-type student is untrained; the score is that of the winning layer on test positions. Points of a learning
+curve are read from the layer that won at its end.
 Shapes: N predicted positions, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +40,8 @@ def layers_tried(layers: int) -> list[int]:
 
 
 @torch.no_grad()
-def features(subject: Subject, batches: list[Batch]) -> Features:
-    """The frozen body's states of the tried layers at every predicted position."""
-    tried = layers_tried(subject.shape.layers)
+def features(subject: Subject, batches: list[Batch], tried: Sequence[int]) -> Features:
+    """The frozen body's states of these layers at every predicted position."""
     needs = Needs(states=frozenset(tried))
     rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in tried}
     for batch in batches:
@@ -101,18 +102,17 @@ def score(
 
 
 def learn(
-    subject: Subject, *, train: list[Batch], validation: list[Batch], spec: ReadoutSpec
+    subject: Subject, *, train: list[Batch], validation: list[Batch], spec: ReadoutSpec, layer: int | None = None
 ) -> tuple[int, ReadoutHead]:
-    """The layer that won on validation, and its head."""
-    seen, select = (features(subject, batches) for batches in (train, validation))
-    best: tuple[float, int, ReadoutHead] | None = None
-    for layer in layers_tried(subject.shape.layers):
-        head = train_head(seen.states[layer], seen.labels_N, vocab=subject.shape.vocab, spec=spec)
-        loss, _ = score(head, select.states[layer], select.labels_N)
-        if best is None or loss < best[0]:
-            best = loss, layer, head
-    assert best is not None
-    return best[1], best[2]
+    """The layer that won on validation, and its head; with `layer`, that one's head, and nothing is chosen."""
+    tried = layers_tried(subject.shape.layers) if layer is None else [layer]
+    seen = features(subject, train, tried)
+    heads = {each: train_head(seen.states[each], seen.labels_N, vocab=subject.shape.vocab, spec=spec) for each in tried}
+    if layer is not None:
+        return layer, heads[layer]
+    select = features(subject, validation, tried)
+    best = min(tried, key=lambda each: score(heads[each], select.states[each], select.labels_N)[0])
+    return best, heads[best]
 
 
 def evaluate(
@@ -127,15 +127,17 @@ def evaluate(
 
     `answers` collects the most likely token at every test position.
     """
-    judge = features(subject, test)
+    judge = features(subject, test, [layer])
     loss, accuracy = score(head, judge.states[layer], judge.labels_N, answers=answers)
     return {"readout.loss": loss, "readout.accuracy": accuracy, "readout.layer": float(layer)}
 
 
-def flops(subject: Subject, *, blocks: int, judged: int, length: int, spec: ReadoutSpec) -> int:
-    """Closed-form FLOPs: the body's forwards over `blocks` blocks, the heads' training, and their forwards at
-    `judged` validation and test positions."""
+def flops(
+    subject: Subject, *, learnt: int, judged: int, positions: int, length: int, spec: ReadoutSpec, tried: int
+) -> int:  # fmt: skip
+    """Closed-form FLOPs: the body's forwards over `learnt` blocks to learn from and `judged` to choose and judge by,
+    the training of `tried` layers' heads, and those heads' forwards at the `positions` predicted in the judged blocks."""
     body = Needs(states=frozenset({subject.shape.layers}))
-    forwards = body.forward_flops(subject.shape, sequences=blocks, length=length, masked=0)
-    heads = len(layers_tried(subject.shape.layers)) * 3 * subject.shape.head_flops(spec.steps * spec.positions)
-    return forwards + heads + len(layers_tried(subject.shape.layers)) * subject.shape.head_flops(judged)
+    forwards = body.forward_flops(subject.shape, sequences=learnt + judged, length=length, masked=0)
+    heads = 3 * subject.shape.head_flops(spec.steps * spec.positions) + subject.shape.head_flops(positions)
+    return forwards + tried * heads

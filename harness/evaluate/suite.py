@@ -156,7 +156,7 @@ class Suite:
             if answers:
                 agreement.keep(candidate.folder, item, torch.cat(answers))
             if item == "readout" and candidate.snapshots:
-                flop += self.read_curve(candidate, subject)
+                flop += self.read_curve(candidate, subject, layer=int(scores["readout.layer"]))
             done[item] = {"key": key, "scores": scores, "flop": flop, "seconds": time.monotonic() - begun}
             write_json(file, done)
         self.tell.say(f"{candidate.name}: {self.brief(done)}")
@@ -205,23 +205,7 @@ class Suite:
         if item == "choices":
             return self.choose(subject, choices.own_head(subject))
         if item == "readout":
-            assert self.spec.readout is not None
-            spec = self.spec.readout
-            batches = self.readout_batches
-            blocks = sum(batch.input_ids_BT.shape[0] for part in batches.values() for batch in part)
-            judged = sum(batch.labels_N.numel() for part in ("validation", "judged") for batch in batches[part])
-            layer, head = readout.learn(subject, train=batches["train"], validation=batches["validation"], spec=spec)
-            scores = readout.evaluate(subject, layer, head, test=batches["judged"], answers=answers)
-            flop = readout.flops(
-                subject, blocks=blocks, judged=judged, length=self.setting.study.data.block_length, spec=spec
-            )
-            if self.spec.choices is not None and self.spec.choices.head == "readout":
-                picked, cost = self.choose(subject, choices.readout_head(subject, layer, head))
-                scores, flop = scores | picked, flop + cost
-            if self.domain_batches:
-                scores |= domains.evaluate(subject, layer, head, self.domain_batches)
-                flop += sum(self._domain_flops(subject, of) for of in self.domain_batches.values())
-            return scores, flop
+            return self.read_out(subject, answers=answers)
         from harness.evaluate import frozen, probes
 
         assert self.spec.probes is not None
@@ -233,14 +217,38 @@ class Suite:
             return {item: accuracy, f"{item}.layer": float(layer)}, flop
         return {item: probes.evaluate(subject, data, spec=self.spec.probes)}, flop
 
-    def read_curve(self, candidate: Candidate, subject: Subject) -> int:
-        """Read-outs of the bodies kept along the way; appends them to the trial's metrics."""
-        assert self.spec.readout is not None
+    def read_out(
+        self, subject: Subject, *, answers: list[torch.Tensor] | None = None, layer: int | None = None
+    ) -> tuple[dict[str, float], int]:
+        """Scores and FLOPs of a read-out: from the layer that wins, or from the given one at about half the price."""
+        spec, batches = self.spec.readout, self.readout_batches
+        assert spec is not None
+        judging = ("judged",) if layer is not None else ("validation", "judged")
+        judged = [batch for part in judging for batch in batches[part]]
+        flop = readout.flops(
+            subject, learnt=count_blocks(batches["train"]), judged=count_blocks(judged),
+            positions=sum(batch.labels_N.numel() for batch in judged), length=self.setting.study.data.block_length,
+            spec=spec, tried=1 if layer is not None else len(readout.layers_tried(subject.shape.layers)),
+        )  # fmt: skip
+        layer, head = readout.learn(
+            subject, train=batches["train"], validation=batches["validation"], spec=spec, layer=layer
+        )
+        scores = readout.evaluate(subject, layer, head, test=batches["judged"], answers=answers)
+        if self.spec.choices is not None and self.spec.choices.head == "readout":
+            picked, cost = self.choose(subject, choices.readout_head(subject, layer, head))
+            scores, flop = scores | picked, flop + cost
+        if self.domain_batches:
+            scores |= domains.evaluate(subject, layer, head, self.domain_batches)
+            flop += sum(self._domain_flops(subject, of) for of in self.domain_batches.values())
+        return scores, flop
+
+    def read_curve(self, candidate: Candidate, subject: Subject, *, layer: int) -> int:
+        """Read-outs, from `layer`, of the bodies kept along the way; appends them to the trial's metrics."""
         folder, flop = candidate.folder / "snapshots", 0
         for place in sorted(folder.glob("*.json")) if folder.is_dir() else []:
             weights = place.with_suffix(".safetensors")
             subject.model.load_state_dict(load_file(weights), strict=False)
-            scores, cost = self.score("readout", subject)
+            scores, cost = self.read_out(subject, layer=layer)
             flop += cost
             row = {**(read_json(place) or {}), **{name.replace(".", "_"): value for name, value in scores.items()}}
             with (candidate.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -378,3 +386,7 @@ class Suite:
     def brief(done: dict[str, Any]) -> str:
         scores = {name: value for row in done.values() for name, value in row["scores"].items()}
         return ", ".join(f"{name} {value:.3f}" for name, value in scores.items() if not name.endswith(".layer"))
+
+
+def count_blocks(batches: list[Batch]) -> int:
+    return sum(batch.input_ids_BT.shape[0] for batch in batches)

@@ -106,11 +106,10 @@ def items(found: Sketch, shape: Shape, *, curve: bool, glue: bool = True) -> dic
     spec = found.study.evaluation
     judged = _at_most(spec.mlm_blocks, found.held_out[spec.split])
     wanted = {"mlm": _own_head(found, shape, judged)}
-    on_curve = curve and spec.readout is not None and spec.readout.on_curve
-    times = 1 + (spec.curve_points if on_curve else 0)
+    points = spec.curve_points if curve and spec.readout is not None and spec.readout.on_curve else 0
     if spec.readout is not None:
-        once = _readout(found, shape, spec.readout)
-        wanted["readout"] = sum([once] * times, start=Judging())
+        each = [_readout(found, shape, spec.readout, final=False)] * points
+        wanted["readout"] = sum(each, start=_readout(found, shape, spec.readout, final=True))
     if spec.probes is not None:
         for task in spec.probes.tasks:
             wanted[f"probe.{task}"] = Judging(tuning=_probe(found, shape, task, spec.probes))
@@ -118,7 +117,7 @@ def items(found: Sketch, shape: Shape, *, curve: bool, glue: bool = True) -> dic
         for task in spec.choices.tasks:
             wanted[f"choice.{task}"] = Judging(forward=_choices(found, shape, task, spec.choices))
     if spec.domains:
-        wanted["domains"] = sum([_all_domains(found, shape)] * times, start=Judging())
+        wanted["domains"] = sum([_all_domains(found, shape)] * (1 + points), start=Judging())
     if spec.glue is not None and glue:
         wanted["glue"] = Judging(glue=_glue(found, shape, spec.glue))
     return wanted
@@ -136,17 +135,20 @@ def _own_head(found: Sketch, shape: Shape, blocks: int) -> Judging:
     return Judging(Needs(logits="masked").forward_flops(shape, sequences=blocks, length=length, masked=masked))
 
 
-def _readout(found: Sketch, shape: Shape, spec: Any) -> Judging:
+def _readout(found: Sketch, shape: Shape, spec: Any, *, final: bool) -> Judging:
+    """A read-out at a trial's end, where layers compete on validation blocks; or at a point of its curve, of one layer."""
     from harness.evaluate.readout import layers_tried
     from harness.models.signals import Needs
 
     length, per_block = found.study.data.block_length, found.setting.predicted_per_block
     train = _at_most(found.setting.readout_blocks, _train_blocks(found))
-    judged = _at_most(found.study.evaluation.mlm_blocks, found.held_out["validation"])
-    judged += _at_most(found.study.evaluation.mlm_blocks, found.held_out[found.study.evaluation.split])
+    judged = sum(
+        _at_most(found.study.evaluation.mlm_blocks, found.held_out[split])
+        for split in (("validation", found.study.evaluation.split) if final else (found.study.evaluation.split,))
+    )
     body = Needs(states=frozenset({shape.layers}))
     forward = body.forward_flops(shape, sequences=train + judged, length=length, masked=0)
-    tried = len(layers_tried(shape.layers))
+    tried = len(layers_tried(shape.layers)) if final else 1
     forward += tried * shape.head_flops(judged * per_block)
     return Judging(forward=forward, head=tried * 3 * shape.head_flops(spec.steps * spec.positions))
 

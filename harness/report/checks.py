@@ -145,8 +145,18 @@ def _copied(analysis: Analysis, arm: Arm) -> Iterator[Alarm]:
     mine, theirs = _repeated(arm.done, heads), _repeated(baseline.done, heads)
     if mine and theirs and min(e for e, _ in (*mine, *theirs)) > 0:
         errors = round(min(e for e, _ in (*mine, *theirs)))
-        copied = Copied(errors, statistics.fmean(s for _, s in mine), statistics.fmean(s for _, s in theirs))
+        shares = statistics.fmean(s for _, s in mine), statistics.fmean(s for _, s in theirs)
+        copied = Copied(errors, *shares, gain=_gain(analysis, arm, baseline, heads))
         yield from alarms.copies_errors(copied, arm=arm.name, baseline=baseline.name)
+
+
+def _gain(analysis: Analysis, arm: Arm, baseline: Arm, heads: tuple[str, ...]) -> float:
+    """How many times more often an arm is right than the baseline, by one of these heads; 1 where nobody knows."""
+    for head in heads:
+        mine, theirs = (analysis.score(each.name, f"{head}.accuracy") for each in (arm, baseline))
+        if mine and theirs and theirs.mean > 0:
+            return mine.mean / theirs.mean
+    return 1.0
 
 
 def _repeated(runs: list[Run], heads: tuple[str, ...]) -> list[tuple[float, float]]:

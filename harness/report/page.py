@@ -82,7 +82,10 @@ def _cards(analysis: Analysis) -> list[dict[str, Any]]:
         {
             "title": f"In {currency.words}",
             "pieces": _headline(currency.verdict, analysis) if currency.verdict else [("Not told by scores", None)],
-            "note": currency.note[:1].upper() + currency.note[1:],
+            # An arm's name is never capitalised.
+            "note": currency.note
+            if currency.note.startswith(tuple(arm.name for arm in analysis.arms))
+            else currency.note[:1].upper() + currency.note[1:],
             "flip": currency.flip,
         }
         for currency in analysis.currencies

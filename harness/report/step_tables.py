@@ -118,6 +118,10 @@ def energy(analysis: Analysis) -> Table:
             )
             kept = {k: v for k, v in told.items() if not isinstance(v, dict | list)}
             records.append({"arm": arm.name, "seed": run.seed, **kept})
+    if rows and not any(number(record.get("joule")) for record in records):
+        # Eight rows of nothing say no more than one.
+        sources = dict.fromkeys(str(record.get("source") or "no meter") for record in records)
+        rows = [[Cell("every run"), Cell("–"), Cell("not measured"), *[Cell("–")] * 3, Cell(", ".join(sources))]]
     columns = ["Arm", "Seed", "Energy", "Uncertainty", "Coverage", "CO₂ equivalent", "Source"]
     notes = [
         "Coverage: the share of metered device time that the source speaks for. Carbon: the study's grid intensity."

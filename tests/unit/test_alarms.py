@@ -143,6 +143,11 @@ def test_copying_needs_a_clear_excess_over_an_equally_large_student() -> None:
     assert copies_errors(Copied(2000, 0.15, 0.12), arm="kd", baseline="no_kd") == []  # too small to matter
     assert copies_errors(Copied(20, 0.30, 0.20), arm="kd", baseline="no_kd") == []  # too few to tell
     assert copies_errors(Copied(2000, 0.12, 0.30), arm="kd", baseline="no_kd") == []
+    # Half as accurate again, and half as many of the teacher's errors again: it knows more, it copies nothing.
+    assert copies_errors(Copied(2000, 0.30, 0.20, gain=1.5), arm="kd", baseline="no_kd") == []
+    (alarm,) = copies_errors(Copied(2000, 0.40, 0.20, gain=1.5), arm="kd", baseline="no_kd")
+    assert "30\u202f% at kd's accuracy" in alarm.text
+    assert Copied(2000, 0.30, 0.20, gain=0.5).expected == 0.20, "knowing less excuses nothing"
     assert Copied(100, 0.6, 0.5).p == pytest.approx(0.0776, abs=1e-4)
     assert Copied(0, 0.0, 0.0).p == 1.0
 

@@ -229,16 +229,28 @@ def test_planned_steps_and_flops_are_those_of_the_recorded_run(root: Path) -> No
             assert arm["evaluation_flop"]["in_training"] == ran["accounts"]["EVALUATION"]["flop_in_training"]
 
 
-def test_planned_evaluation_is_what_a_run_books(tiny: TinyStudy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_curve", [False, True])
+def test_planned_evaluation_is_what_a_run_books(tiny: TinyStudy, tmp_path: Path, on_curve: bool) -> None:
     """A real run, evaluation included: every account's FLOPs to the last digit."""
+    readout = {"steps": 5, "positions": 64, "blocks": 32, "on_curve": on_curve}
+    evaluation = {"curve_points": 2 if on_curve else 1, "mlm_blocks": 16, "readout": readout}
+    file = tiny.write(tmp_path / "s.yaml", evaluation=evaluation)
     out = tmp_path / "run"
-    assert cli.main(["--study", str(tiny.file), "--out", str(out)]) == 0
-    table = planned(tiny_sketch(tiny))
+    assert cli.main(["--study", str(file), "--out", str(out)]) == 0
+    table = planned(tiny_sketch(tiny, evaluation=evaluation))
     for arm in table["arms"]:
-        ran = json.loads((out / "arms" / arm["name"] / "seed-1" / "record.json").read_text(encoding="utf-8"))
+        folder = out / "arms" / arm["name"] / "seed-1"
+        ran = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         assert arm["steps"] == ran["steps"]
         booked = {account: units["flop"] for account, units in ran["accounts"].items() if units.get("flop")}
         assert arm["flop"] == booked
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        read = [row for row in rows if "readout_loss" in row]
+        assert len(read) == (2 if on_curve else 0)
+        assert all(row["readout_layer"] == ran["scores"]["readout.layer"] for row in read), (
+            "one layer for a whole curve"
+        )
+        assert not (folder / "snapshots").exists() or not list((folder / "snapshots").iterdir())
 
 
 def test_utilisation_without_a_named_machine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
