@@ -58,7 +58,7 @@ def open_trackers(requests: Sequence[str], directory: Path) -> list[tuple[str, T
     """The trackers of "name" or "name=target" requests; without a target each writes below `directory`.
 
     Raises:
-        ConfigError: as `check`; or a target that cannot be written.
+        ConfigError: as `check`; or a target that cannot be written, or a package that is there and cannot be imported.
     """
     check(requests)
     opened: list[tuple[str, Tracker]] = []
@@ -70,6 +70,11 @@ def open_trackers(requests: Sequence[str], directory: Path) -> list[tuple[str, T
             raise ConfigError(
                 f"--track {request}", rule=str(error), remedy="give a place that can be written"
             ) from None
+        except Exception as error:  # a half-installed package may raise anything, and nothing has been spent yet
+            raise ConfigError(
+                f"--track {request}", rule=f"{type(error).__name__}: {error}",
+                remedy=f"install isobudget[{name}] anew, or leave it out",
+            ) from error  # fmt: skip
         opened.append((name, tracker))
     return opened
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -128,6 +129,14 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--track prometheus="):
         trackers.open_trackers([f"prometheus={tmp_path / 'file' / 'run.prom'}"], tmp_path)
+
+
+def test_a_package_that_cannot_be_imported_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text("raise RuntimeError('built against another protobuf')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ConfigError, match=r"--track wandb.*another protobuf.*leave it out"):
+        trackers.open_trackers(["wandb"], tmp_path)
 
 
 def test_infinities_have_words() -> None:
