@@ -22,7 +22,7 @@ def evaluate(
     """`domain.<label>.loss` (nats) and `.accuracy` of every domain, `head` reading the states of `layer`."""
     scores: dict[str, float] = {}
     for label, blocks in batches.items():
-        judged = readout.features(subject, list(blocks))
+        judged = readout.features(subject, list(blocks), [layer])
         loss, accuracy = readout.score(head, judged.states[layer], judged.labels_N)
         scores |= {f"domain.{label}.loss": loss, f"domain.{label}.accuracy": accuracy}
     return scores
