@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -84,6 +85,10 @@ class Ledger:
         self._spent: int | float = 0
         self._path = path
         self._file: IO[str] | None = None
+        self.clocked = 0
+        """Tells the file's last line with seconds from any other line; 0 before there is one."""
+        if path is not None and path.exists():
+            self.clocked = _last_clocked(path.read_text(encoding="utf-8"))
 
     # -- asking ------------------------------------------------------------------------------------
     @property
@@ -129,7 +134,12 @@ class Ledger:
         Raises:
             ConfigError: a charge is negative, or would break the limit of a deterministic budget.
         """
-        charges = tuple(charges)
+        row = self._enter(tuple(charges), step)
+        if self._path is not None:
+            self._write(row)
+
+    def _enter(self, charges: tuple[Charge, ...], step: int) -> str:
+        """Count the charges; returns their line of the file."""
         if any(c.amount < 0 for c in charges):
             raise ConfigError(f"a negative charge at step {step}", rule="costs are never negative")
         price = self.price(charges)
@@ -144,15 +154,16 @@ class Ledger:
             self._sums[key] = self._sums.get(key, 0) + charge.amount
         self._spent += price
         self.postings += 1
-        if self._path is not None:
-            self._write({"step": step, "charges": [_line(c) for c in charges], "spent": self._spent})
+        row = {"step": step, "charges": [_line(c) for c in charges], "spent": self._spent}
+        return json.dumps(row, separators=(",", ":")) + "\n"
 
-    def _write(self, row: Mapping[str, Any]) -> None:
+    def _write(self, row: str) -> None:
         assert self._path is not None
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        self._file.write(row)
         self._file.flush()
+        self.clocked = _last_clocked(row) or self.clocked
 
     def sync(self) -> None:
         """Make everything posted so far durable."""
@@ -177,14 +188,34 @@ class Ledger:
             "sums": [[a.value, u.value, amount] for (a, u), amount in sorted(self._sums.items())],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> list[Charge]:
-        """Continue from `state()`, dropping lines of the file that were written after it.
+    def lost_since(self, state: Mapping[str, Any]) -> list[Charge]:
+        """What the file holds beyond `state()`, as charges to the account LOST, one per unit; changes nothing.
 
-        Returns the dropped work as charges to the account LOST, one per unit, for the caller to post. A checkpoint
-        keeps its account: the one that is resumed from was posted after its own state, and nobody writes it again.
+        A checkpoint keeps its account: the one that is resumed from was posted after its own state, and nobody
+        writes it again.
 
         Raises:
-            CheckpointError: the state belongs to another budget or another accounting.
+            CheckpointError: the file holds less than the state vouches for.
+        """
+        dropped: dict[tuple[Account, Unit], int | float] = {}
+        for row in parse_postings("".join(self._lines(state)[int(state["postings"]) :])):
+            # A dropped LOST line is what an earlier crash lost since the same checkpoint: it is still lost.
+            for name, amount, unit, _ in row["charges"]:
+                account = Account(name) if name in _NOT_REPEATED else Account.LOST
+                dropped[account, Unit(unit)] = dropped.get((account, Unit(unit)), 0) + amount
+        return [
+            Charge(account, amount, unit, "analytic" if unit.deterministic else "measured")
+            for (account, unit), amount in sorted(dropped.items())
+        ]
+
+    def restore(self, state: Mapping[str, Any], *, instead: Iterable[Charge] = (), step: int = 0) -> None:
+        """Continue from `state()`; in the file, one posting of `instead` takes the place of all later lines.
+
+        The place is taken by one rename: a process killed at any moment has forgotten neither what was lost nor what
+        was not.
+
+        Raises:
+            CheckpointError: the state belongs to another budget or another accounting, or the file is too short for it.
         """
         mine = (self.budget.limit, self.budget.unit.value, sorted(a.value for a in self.charged))
         if mine != (state["limit"], state["unit"], state["charged"]):
@@ -196,34 +227,31 @@ class Ledger:
         self.postings = int(state["postings"])
         self._spent = state["spent"]
         self._sums = {(Account(a), Unit(u)): amount for a, u, amount in state["sums"]}
-        return [] if self._path is None else self._truncate(self.postings)
+        lines = self._lines(state)[: self.postings]
+        if instead := tuple(instead):
+            lines.append(self._enter(instead, step))
+        if self._path is not None:
+            self.close()
+            temporary = self._path.with_suffix(".tmp")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write("".join(lines))
+                file.flush()
+                os.fsync(file.fileno())  # a power cut after the rename must not leave an empty ledger
+            os.replace(temporary, self._path)
+            self.clocked = _last_clocked("".join(lines))
 
-    def _truncate(self, postings: int) -> list[Charge]:
-        assert self._path is not None
-        self.close()
+    def _lines(self, state: Mapping[str, Any]) -> list[str]:
+        """Of the file; empty without one."""
+        if self._path is None:
+            return []
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
-        if len(lines) < postings:
+        if len(lines) < int(state["postings"]):
             raise CheckpointError(
                 f"{self._path.name} has {len(lines)} postings",
-                rule=f"the checkpoint vouches for {postings}",
+                rule=f"the checkpoint vouches for {state['postings']}",
                 remedy="restore the ledger file, or start the run again",
             )
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write("".join(lines[:postings]))
-            file.flush()
-            os.fsync(file.fileno())  # a power cut after the rename must not leave an empty ledger
-        os.replace(temporary, self._path)
-        dropped: dict[tuple[Account, Unit], int | float] = {}
-        for row in parse_postings("".join(lines[postings:])):
-            # A dropped LOST line is what an earlier crash lost since the same checkpoint: it is still lost.
-            for name, amount, unit, _ in row["charges"]:
-                account = Account(name) if name in _NOT_REPEATED else Account.LOST
-                dropped[account, Unit(unit)] = dropped.get((account, Unit(unit)), 0) + amount
-        return [
-            Charge(account, amount, unit, "analytic" if unit.deterministic else "measured")
-            for (account, unit), amount in sorted(dropped.items())
-        ]
+        return lines
 
 
 # What a resumed run does not do again.
@@ -232,6 +260,13 @@ _NOT_REPEATED = (Account.CHECKPOINT,)
 
 def _line(charge: Charge) -> list[Any]:
     return [charge.account.value, charge.amount, charge.unit.value, charge.source]
+
+
+def _last_clocked(text: str) -> int:
+    """A checksum of the last line that posts seconds, never 0; 0 without one."""
+    mark = f',"{Unit.SECOND.value}",'
+    line = next((line for line in reversed(text.splitlines()) if mark in line), None)
+    return 0 if line is None else zlib.crc32(line.encode()) + 1
 
 
 def parse_postings(text: str) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from harness.manifest import sync
 from harness.meters import node
 from harness.meters.efficiency import Denominator, denominator
 from harness.meters.measured import Measured
+from harness.meters.open_time import OpenTime
 from harness.meters.pace import Pace
 from harness.meters.trial import Instruments, bare
 from harness.models.signals import Needs
@@ -46,7 +47,7 @@ from harness.train import Trial
 from harness.trainee import Trainee, parameter_groups
 from harness.trial_record import card, efficiency_record, trial_record
 from harness.units import Unit, format_amount
-from harness.watchdog import Watchdog, beat, leave
+from harness.watchdog import Watchdog, beat, watch
 
 if TYPE_CHECKING:
     from harness.setting import ArmSetting, Setting
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
 PROJECTION_STREAM = 1_000_003
-# Nobody moved for this long: the run hangs. Above the slowest compilation, below a scheduler's patience.
-HANG_TIMEOUT_S = 600.0
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Conductor:
     tell: Silent
     command: str = ""
     resume: bool = False
-    hang_timeout_s: float = HANG_TIMEOUT_S
+    hang_timeout_s: float | None = None
     allowed: frozenset[str] = frozenset()
     follow: Callable[[dict[str, str], dict[str, Any]], None] | None = None
     overrides: list[Any] = field(default_factory=list)
@@ -85,9 +84,9 @@ class Conductor:
             TeacherError: a teacher cannot be used; no trial has begun.
             NumericError, CheckpointError: from a trial; finished trials are kept.
         """
-        with StopFlag(self.ranks) as stop, self.watch() as watch:
-            if watch.off:
-                self.tell.say(f"hangs are not watched for: {watch.off}")
+        with StopFlag(self.ranks) as stop, self.watch() as watched:
+            if watched.off:
+                self.tell.say(f"hangs are not watched for: {watched.off}")
             missing = self.missing()
             if only is not None:
                 missing = [(arm, seed) for arm, seed in missing if (arm.arm.name, seed) in only]
@@ -116,8 +115,7 @@ class Conductor:
         def record(found: str) -> None:
             self.directory.status("interrupted", exit_code=Preempted.exit_code, message=f"hang: {found}")
 
-        give_up = leave(self.ranks, record)
-        return Watchdog(self.directory.signs, self.ranks, timeout_s=self.hang_timeout_s, give_up=give_up)
+        return watch(self.directory.signs, self.ranks, timeout_s=self.hang_timeout_s, record=record)
 
     def missing(self) -> list[tuple[ArmSetting, int]]:
         """Trials without a finished record, in the order they will run; the same on every rank."""
@@ -208,17 +206,21 @@ class Conductor:
         path = folder / "ledger.jsonl" if self.ranks.is_main else None
         ledger = control.ledger(path) if control else arm.ledger(path=path)
         instruments = Instruments(self.ranks, self.node, folder, unit=ledger.budget.unit, started=started)
-        with instruments:
-            self._train(arm, seed, stop, voucher, control, ledger, instruments, remembered)
+        note = OpenTime(
+            folder if self.ranks.is_main else None, ledger=ledger, wall=instruments.measured.wall, held=self.ranks.world
+        )
+        with instruments, note:
+            self._train(arm, seed, stop, voucher, control, ledger, instruments, remembered, note)
         gc.collect()
         self.ranks.barrier()
 
     def _train(
         self, arm: ArmSetting, seed: int, stop: StopFlag, voucher: Voucher | None, control: controls.Control | None,
-        ledger: Ledger, instruments: Instruments, remembered: RememberedTeacher | None,
+        ledger: Ledger, instruments: Instruments, remembered: RememberedTeacher | None, note: OpenTime,
     ) -> None:  # fmt: skip
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
         trial = self.trial(arm, seed, folder, stop, ledger=ledger, measured=instruments.measured, remembered=remembered)
+        trial.open_time = note
         begun = self.ranks.share(branch.is_branch(folder))
         resumed = (self.resume or begun) and trial.resume()
         if not resumed:

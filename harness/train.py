@@ -24,6 +24,7 @@ from harness.engine import Engine
 from harness.errors import ConfigError, NumericError, Preempted
 from harness.meters.base import Meter
 from harness.meters.measured import Measured
+from harness.meters.open_time import OpenTime
 from harness.meters.pace import Pace, extend
 from harness.models.signals import Signals
 from harness.models.teacher import Teacher
@@ -106,6 +107,7 @@ class Trial:
     executed: list[int] | None = None
     uncounted: str = ""
     resumed: bool = False
+    open_time: OpenTime | None = None
     pace: Pace | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     allowed: frozenset[str] = frozenset()
@@ -260,10 +262,7 @@ class Trial:
 
     def _post_measured(self, *, starting: bool = False) -> None:
         """Post what was measured since the last posting: at the ends of spans that differ in account."""
-        charges = self.measured.flush()
-        if starting and self.resumed:
-            # The first start is in the ledger already; that there is another is the interruption's doing.
-            charges = [replace(charge, account=Account.LOST) for charge in charges]
+        charges = self._as_started(self.measured.flush()) if starting else self.measured.flush()
         if charges:
             self.ledger.post(charges, step=self.progress.step)
 
@@ -308,7 +307,7 @@ class Trial:
         with self.measured.stage(Account.CHECKPOINT):
             checkpoint.save(self.directory / place, step=self.progress.step, state=state, ranks=self.ranks, write=write)
             self.ranks.on_main(lambda: resume.note_made(self.directory))
-        # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.restore).
+        # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.lost_since).
         self._post_measured()
 
     def resume(self) -> bool:
@@ -321,12 +320,13 @@ class Trial:
         found = self.ranks.on_main(lambda: resume.newest(self.directory))
         if found is None:
             # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
-            lost = self.ledger.restore(self.ledger.state())
+            lost = self._lost_since(self.ledger.state())
+            if lost:
+                self.ledger.restore(self.ledger.state(), instead=[*lost, *self._start_so_far()])
             if lost and self.watcher is not None:
                 self.watcher.say(
                     "no checkpoint was saved before the interruption: begins again; what it had done is LOST"
                 )
-            self._post_lost(lost)
             return False
         folder, state, passed_over = found
         then = state.get("identity") or {}
@@ -336,18 +336,18 @@ class Trial:
         self.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(self.overrides, changed))
         resume.read(folder, engine=self.engine, ranks=self.ranks, written_by=then["world_size"]["ranks"])
         longer = state["ledger"]["limit"] != self.ledger.budget.limit
-        kept = resume.rebased(state["ledger"], self.ledger) if changed or longer else state["ledger"]
-        lost = self.ledger.restore(kept)
+        ledger = resume.rebased(state["ledger"], self.ledger) if changed or longer else state["ledger"]
+        lost = self._lost_since(ledger)
         self.progress = Progress(**state["progress"])
-        if longer:
-            # Milestones lie at fractions of a budget: this one's, from here on.
-            self.progress.saves = int(self.ledger.fraction_spent * (self.saves + 1))
-            self.progress.trunk = False
         self._tell_passed_over(folder, passed_over)
         self.measured.energy.tally.restore(self.progress.energy)
         # A branch starts once, like any run: that its trunk had started too is in its ledger already.
         self.resumed = not longer
-        self._post_lost(lost)
+        self.ledger.restore(ledger, instead=[*lost, *self._start_so_far()], step=self.progress.step)
+        if longer:
+            # Milestones lie at fractions of a budget: this one's, from here on.
+            self.progress.saves = int(self.ledger.fraction_spent * (self.saves + 1))
+            self.progress.trunk = False
         metrics = self.directory / "metrics.jsonl"
         if self.ranks.is_main and metrics.exists():
             rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -364,8 +364,16 @@ class Trial:
             for text in told:
                 self.watcher.say(text)
 
-    def _post_lost(self, lost: list[Charge]) -> None:
-        """Only rank 0 keeps the file that knows what was lost; all ranks post it, so their ledgers stay equal."""
-        lost = self.ranks.share(lost)
-        if lost:
-            self.ledger.post(lost, step=self.progress.step)
+    def _lost_since(self, state: dict[str, Any]) -> list[Charge]:
+        """Only rank 0 keeps the files that know what was lost; all ranks post it, so their ledgers stay equal."""
+        left_behind = self.open_time.left_behind() if self.open_time is not None else []
+        return self.ranks.on_main(lambda: [*self.ledger.lost_since(state), *left_behind])
+
+    def _start_so_far(self) -> list[Charge]:
+        """This start until now: a kill before the first step must not hide it."""
+        self.measured.starting()
+        return self._as_started(self.measured.flush())
+
+    def _as_started(self, charges: list[Charge]) -> list[Charge]:
+        """The first start is in the ledger already; that there is another is the interruption's doing."""
+        return [replace(charge, account=Account.LOST) for charge in charges] if self.resumed else charges

@@ -31,6 +31,8 @@ from harness.errors import Preempted
 from harness.ranks import Ranks
 
 SIGNS = ".ranks"
+# Nobody moved for this long: the run hangs. Above the slowest compilation, below a scheduler's patience.
+HANG_TIMEOUT_S = 600.0
 # A rank is silent when its thread has missed this many of its own intervals.
 MISSED = 3
 # How long the ranks that still live are given to find out for themselves before one of them leaves.
@@ -217,14 +219,23 @@ def beat(where: str, patience: float = 1.0) -> None:
         watchdog.beat(where, patience)
 
 
-def leave(ranks: Ranks, status: Callable[[str], None]) -> Callable[[str], None]:
+def watch(
+    root: Path, ranks: Ranks, *, timeout_s: float | None = None, record: Callable[[str], None] = lambda found: None,
+    remedy: str = "continue with --resume",
+) -> Watchdog:  # fmt: skip
+    """A watch that ends its run as resumable when no rank moves any more, and has what it found recorded."""
+    chosen = HANG_TIMEOUT_S if timeout_s is None else timeout_s
+    return Watchdog(root, ranks, timeout_s=chosen, give_up=leave(ranks, record, remedy))
+
+
+def leave(ranks: Ranks, status: Callable[[str], None], remedy: str) -> Callable[[str], None]:
     """What ends a hung rank: says what was found, lets the lowest rank record it, and exits as resumable.
 
     The main thread waits inside a collective and cannot be asked to leave, so the process ends without it.
     """
 
     def give_up(found: str) -> None:
-        print(f"isobudget: hang: {found}; continue with --resume", file=sys.stderr, flush=True)
+        print(f"isobudget: hang: {found}; {remedy}", file=sys.stderr, flush=True)
         if not ranks.is_main:
             time.sleep(0.5)  # rank 0 writes last, unless it is the one that hangs
         with contextlib.suppress(OSError):

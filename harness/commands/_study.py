@@ -38,6 +38,13 @@ def study_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def hang_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hang-timeout", type=float, metavar="SECONDS",
+        help="leave, resumable, when no rank has moved for this long (default 600; 0 never)",
+    )  # fmt: skip
+
+
 def inputs(options: argparse.Namespace) -> tuple[StudySpec, DsConfig | None]:
     """The study and the ds_config, read and checked before anything heavy is imported."""
     from harness.study import load

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.commands._study import print_json
+from harness.commands._study import hang_flag, print_json
 from harness.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "fine-tune the students of a run, or any encoder folder, on GLUE"
 HUB = "nyu-mll/glue"
+AGAIN = "evaluate again: what was finished is kept"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="change one other key of the glue block",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="where a MODEL_FOLDER's results go (default runs/glue/<name>)")
+    hang_flag(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -124,6 +126,7 @@ def _run_directory(root: Path, options: argparse.Namespace) -> int:
     from harness.models.teacher import inspect
     from harness.progress import reporter
     from harness.stopping import StopFlag
+    from harness.watchdog import watch
 
     tell = reporter(is_main=ranks.is_main, json=options.json)
     trials = glue_study.trained(study, directory)
@@ -144,7 +147,7 @@ def _run_directory(root: Path, options: argparse.Namespace) -> int:
     )  # fmt: skip
     ranks.on_main(lambda: directory.open(study, resume=True))
     try:
-        with StopFlag(ranks) as stop:
+        with StopFlag(ranks) as stop, watch(root, ranks, timeout_s=options.hang_timeout, remedy=AGAIN):
             ranks.on_main(lambda: glue_study.measure_sizes(directory, trials, device_of(ranks)))
             glue = Glue(
                 plan, glue_study.students(study, directory, trials, config=configs[0]), pad=special.pad, ranks=ranks,
@@ -195,6 +198,7 @@ def _model_folder(folder: Path, options: argparse.Namespace) -> int:
     from harness.progress import reporter
     from harness.rundir import write_json
     from harness.stopping import StopFlag
+    from harness.watchdog import watch
 
     tell = reporter(is_main=ranks.is_main, json=options.json)
     tokenizer, fingerprint = load_tokenizer(str(folder))
@@ -221,7 +225,7 @@ def _model_folder(folder: Path, options: argparse.Namespace) -> int:
 
     ranks.on_main(begin)
     try:
-        with StopFlag(ranks) as stop:
+        with StopFlag(ranks) as stop, watch(out, ranks, timeout_s=options.hang_timeout, remedy=AGAIN):
             measured = ranks.on_main(lambda: size.measure(folder, device=device_of(ranks)))
             glue = Glue(
                 plan, [Student(name, out, encoder)], pad=special_ids(tokenizer).pad, ranks=ranks,

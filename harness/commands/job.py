@@ -39,6 +39,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     from harness.progress import reporter
     from harness.setting import prepare
     from harness.stopping import StopFlag
+    from harness.watchdog import watch
 
     tell = reporter(is_main=ranks.is_main, json=options.json)
     # An array submitted again finds most of its work done: that is said before data and teacher are looked for.
@@ -78,7 +79,10 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         else:
             from harness.evaluate.suite import Suite
 
-            with StopFlag(ranks) as stop:
+            def hangs(found: str) -> None:
+                record.end("interrupted", exit_code=Preempted.exit_code, message=f"hang: {found}")
+
+            with StopFlag(ranks) as stop, watch(directory.signs, ranks, record=hangs, remedy="run the job again"):
                 suite = Suite(setting, directory, ranks, tell, stop)
                 suite.run(None if whole else (work.arm, work.seed))
         code = ranks.on_main(lambda: gather(directory, merged, as_json=options.json)) if whole else 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands._report import show_report, write_report
-from harness.commands._study import default_engine, inputs, study_flags, sweep_of
+from harness.commands._study import default_engine, hang_flag, inputs, study_flags, sweep_of
 from harness.errors import ConfigError, IsoBudgetError, Preempted
 from harness.identity import KINDS, parse_kinds
 
@@ -50,12 +50,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=PLACE]",
         help="also write scalars for live watching: jsonl, prometheus (a textfile), tensorboard; may be repeated",
     )
-    parser.add_argument(
-        "--hang-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="leave, resumable, when no rank has moved for this long (default 600; 0 never)",
-    )
+    hang_flag(parser)
     parser.add_argument(
         "--allow",
         metavar="KIND,KIND",
@@ -136,14 +131,13 @@ def run_study(
         record.begin(world=ranks.world)
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     conductor = Conductor(
-        setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed
+        setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed,
+        hang_timeout_s=options.hang_timeout,
     )  # fmt: skip
     opened = trackers.open_trackers(options.track, directory.root) if ranks.is_main else []
     follower = trackers.Follower(opened, tell=tell.say)
     if options.track and ranks.is_main:
         conductor.follow = follower
-    if options.hang_timeout is not None:
-        conductor.hang_timeout_s = options.hang_timeout
     try:
         if before is not None:
             before(setting, directory)

@@ -79,10 +79,16 @@ class Measured:
             self.energy.switch(before)
             self.wall.switch(before)
 
+    def starting(self) -> None:
+        """Count the start-up until now."""
+        self._settle()
+        now = self._clock()
+        self.device.add(Account.STARTUP, now - self._started)
+        self._started = now
+
     def begin(self) -> None:
         """Start-up is over; steps follow."""
-        self._settle()
-        self.device.add(Account.STARTUP, self._clock() - self._started)
+        self.starting()
         self.energy.switch(Account.STUDENT_STEP)
         self.wall.switch(Account.STUDENT_STEP)
 

@@ -34,6 +34,8 @@ class WallClock:
         self._held = held
         self._clock = clock
         self._since = clock() if started is None else started
+        self.counted_to = self._since
+        """The time up to which `local` has handed out what it knew."""
         self._account = Account.STARTUP
         self._seconds = dict.fromkeys(ACCOUNTS, 0.0)
         self._predictor = Predictor()
@@ -51,6 +53,7 @@ class WallClock:
     def local(self) -> list[float]:
         """Seconds by account since the last call; zeros on every rank whose clock does not count."""
         self.switch(self._account)
+        self.counted_to = self._since
         seconds = [self._seconds[account] if self._counts else 0.0 for account in ACCOUNTS]
         self._seconds = dict.fromkeys(ACCOUNTS, 0.0)
         return seconds

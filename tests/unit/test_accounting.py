@@ -147,7 +147,7 @@ def test_a_resume_loses_what_is_done_again_and_keeps_the_checkpoint(tmp_path: Pa
         ledger.post([Charge(account, seconds, Unit.SECOND, "measured")], step=2)
     ledger.close()
     resumed = opened()
-    resumed.post(resumed.restore(state), step=1)
+    resumed.restore(state, instead=resumed.lost_since(state), step=1)
     assert {a: u["second"] for a, u in resumed.accounts().items()} == {
         "STUDENT_STEP": 10, "CHECKPOINT": 2, "LOST": 8,
     }  # fmt: skip

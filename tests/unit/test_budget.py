@@ -77,9 +77,9 @@ def test_a_restored_ledger_continues_and_reports_what_was_lost(tmp_path: Path) -
         file.write('{"step": 3, "char')  # kill -9 in the middle of a write
 
     resumed = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
-    lost = resumed.restore(state)
+    lost = resumed.lost_since(state)
     assert lost == [Charge(Account.LOST, 27, Unit.FLOP)]
-    resumed.post(lost, step=1)
+    resumed.restore(state, instead=lost, step=1)
     assert resumed.spent == 10, "lost work is reported, never charged"
     assert resumed.accounts()["LOST"] == {"flop": 27}
     resumed.close()
@@ -102,8 +102,32 @@ def test_a_second_crash_does_not_forget_what_the_first_one_lost(tmp_path: Path) 
         ledger.post([flop(redone)], step=1)
         ledger.close()
         ledger = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
-        lost = ledger.restore(state)
-        ledger.post(lost, step=1)
+        lost = ledger.lost_since(state)
+        ledger.restore(state, instead=lost, step=1)
     assert lost == [Charge(Account.LOST, 30, Unit.FLOP)]
     assert ledger.accounts()["LOST"] == {"flop": 30}
     assert ledger.spent == 10
+
+
+def test_lost_work_takes_the_place_of_its_lines_in_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
+    ledger.post([flop(10)], step=0)
+    state = ledger.state()
+    ledger.post([flop(30)], step=1)
+    ledger.close()
+    seen = []
+
+    def rename(source: Path, target: Path) -> None:
+        seen.extend(parse_postings(Path(source).read_text()))
+        raise KeyboardInterrupt  # killed just before
+
+    resumed = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
+    lost = resumed.lost_since(state)
+    monkeypatch.setattr("os.replace", rename)
+    with pytest.raises(KeyboardInterrupt):
+        resumed.restore(state, instead=lost, step=1)
+    monkeypatch.undo()
+    assert [row["charges"][0][:2] for row in seen] == [["STUDENT_STEP", 10], ["LOST", 30]], "killed just after"
+    again = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)
+    assert again.lost_since(state) == [Charge(Account.LOST, 30, Unit.FLOP)], "killed just before"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness import identity, random_state, resume
-from harness.budget import Account, Budget, Charge, Ledger
+from harness.budget import Account, Budget, Charge, Ledger, parse_postings
 from harness.errors import CheckpointError, ConfigError
 from harness.units import Unit
 
@@ -92,6 +95,48 @@ def test_a_ledger_continues_under_another_budget_with_what_was_posted() -> None:
     small = Ledger(Budget(400, Unit.FLOP), charged=new.charged)
     with pytest.raises(CheckpointError, match="500 flop are spent"):
         resume.rebased(old.state(), small)
+
+
+@given(
+    prices=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    kills=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.booleans()), max_size=6),
+)
+def test_however_often_it_is_interrupted_a_ledger_ends_as_the_uninterrupted_one(
+    prices: list[int], kills: list[tuple[int, int, bool]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Steps, a kill, a restore of any earlier state as it was or rebased, again and again: all but LOST is equal, and
+    LOST is exactly the work that was done in vain."""
+    folder, charged, worked = tmp_path_factory.mktemp("ledger"), frozenset({Account.STUDENT_STEP}), 0
+
+    def opened(name: str) -> Ledger:
+        return Ledger(Budget(200, Unit.FLOP), charged=charged, path=folder / name)
+
+    def postings(name: str) -> list[dict]:
+        rows = parse_postings((folder / name).read_text()) if (folder / name).exists() else []
+        return [row for row in rows if all(charge[0] != "LOST" for charge in row["charges"])]
+
+    def go_on(ledger: Ledger, states: list[dict], until: int) -> int:
+        done = 0
+        for step in range(len(states) - 1, min(until, len(prices))):
+            ledger.post([Charge(Account.STUDENT_STEP, prices[step], Unit.FLOP)], step=step)
+            states.append(json.loads(json.dumps(ledger.state())))
+            done += prices[step]
+        return done
+
+    calm = opened("calm")
+    go_on(calm, [calm.state()], len(prices))
+    ledger = opened("killed")
+    states = [ledger.state()]
+    for until, back, rebase in kills:
+        worked += go_on(ledger, states, until)
+        del states[1 + min(back, len(states) - 1) :]
+        ledger = opened("killed")
+        state = resume.rebased(states[-1], ledger) if rebase else states[-1]
+        ledger.restore(state, instead=ledger.lost_since(state), step=len(states) - 1)
+    worked += go_on(ledger, states, len(prices))
+    assert ledger.spent == calm.spent
+    assert postings("killed") == postings("calm")
+    assert ledger.spent + ledger.amount(Account.LOST, Unit.FLOP) == worked
 
 
 @pytest.mark.parametrize("waiting", [False, True], ids=["no Gaussian waiting", "a Gaussian waiting"])
