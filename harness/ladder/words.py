@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from harness.units import Unit, format_amount
 
 MINUS = "\N{MINUS SIGN}"
+_LARGE = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _UNITS = frozenset(unit.value for unit in Unit)
 
 
@@ -28,7 +29,8 @@ class Words:
         """ "3.2 PFLOP", or the number with its unit."""
         if self.axis_unit in _UNITS:
             return format_amount(value, Unit(self.axis_unit))
-        return f"{value:.3g} {self.axis_unit}".strip()
+        scale, name = next(((s, n) for s, n in _LARGE if abs(value) >= s), (1.0, ""))
+        return " ".join(part for part in (f"{value / scale:.3g}", name, self.axis_unit) if part)
 
     def size(self, value: float, *, spread: float | None = None) -> str:
         """An unsigned difference with its unit, in two significant digits of the spread or of itself."""

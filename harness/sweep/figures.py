@@ -47,7 +47,8 @@ class _Axis:
 
     def ticks(self) -> list[Tick]:
         scale = scale_of(max(self.found.x), self.found.unit)
-        write = self.found.kind.write or scale.write
+        plain = words_of(self.found).rung if scale.name == "parameters" else scale.write
+        write = self.found.kind.write or plain
         kept: list[Tick] = []
         for x in self.found.x:
             if not kept or self(x) - kept[-1].at >= LABEL_WIDTH:

@@ -116,7 +116,7 @@ KINDS: dict[str, Kind] = {
     "crossover": Kind("budget per arm", BUDGET, True, _budget),
     "amortise": Kind("share of the teacher's training that a student pays", "", False, _share, _as_share),
     "repetition": Kind("unique tokens", Unit.TOKEN.value, True, _unique_tokens),
-    "teacher_size": Kind("parameters of the teacher", "parameters", True, _teacher_record("parameters")),
+    "teacher_size": Kind("size of the teacher", "parameters", True, _teacher_record("parameters")),
     "teacher_budget": Kind("training of the teacher", BUDGET, True, _teacher_record("charged")),
     "tune": Kind("learning rate", "", True, _key),
 }
