@@ -91,7 +91,12 @@ class Decision:
     words: Words = field(default_factory=Words)
 
     def as_json(self) -> dict[str, Any]:
-        return {**plain(asdict(self)), "level": LEVEL, "sentence": self.sentence(), "sentences": self.sentences()}
+        """`recommendation` is null where the form is contradicted; `best_if_form_holds` names the arm all the same."""
+        told = {"level": LEVEL, "sentence": self.sentence(), "sentences": self.sentences()}
+        told["best_if_form_holds"] = self.recommendation
+        if self.contradicted:
+            told["recommendation"] = None
+        return {**plain(asdict(self)), **told}
 
     def sentence(self) -> str:
         """The recommendation with its probability and expected regret, or that the curve's form does not carry one."""
@@ -115,6 +120,9 @@ class Decision:
             f"{self.words.between(*o.one_run)}, best with probability {percent(o.probability_best)}"
             for o in self.outlooks
         ]
+        if self.contradicted:
+            # Figures of a form that was refuted: no reason to stop, nor to go on.
+            return [self.sentence(), *arms, "a pilot with larger rungs would show whether the curves settle"]
         return [self.sentence(), wrong, *arms, *(self._further(each) for each in self.further)]
 
     def _further(self, each: Further) -> str:

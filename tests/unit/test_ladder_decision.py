@@ -148,6 +148,10 @@ def test_rungs_that_contradict_the_curve_are_named_and_nothing_is_recommended() 
     assert found.sentence().startswith(
         "cannot tell yet at 128 PFLOP: the rungs of kd contradict the form of the curve; if it held"
     )
+    told = found.as_json()
+    assert told["recommendation"] is None
+    assert told["best_if_form_holds"] == found.recommendation
+    assert not any("worth it" in sentence for sentence in found.sentences())
 
 
 def test_the_answer_is_json_with_its_sentences() -> None:
