@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import checkpoint, resume, rundir
-from harness.ds_config import DsConfig
-from harness.engine import Engine
+from harness.engine.files import make_universal
 from harness.errors import CheckpointError
 from harness.ranks import Ranks
 
@@ -167,10 +166,8 @@ def test_a_conversion_that_was_killed_does_not_stop_the_next_one(
         seen.append([p.name for p in Path(wanted.output_folder).iterdir()])
 
     monkeypatch.setattr(ds_to_universal, "main", convert)
-    engine = object.__new__(Engine)
-    engine.config = DsConfig({"zero_optimization": {"stage": 1}})
     target = tmp_path / ".removing-universal-step-00000001" / "engine"
     target.mkdir(parents=True)
     (target / "half").write_bytes(b"")
-    engine._make_universal(tmp_path / "step-00000001" / "engine", target)
+    make_universal(tmp_path / "step-00000001" / "engine", target, stage=1)
     assert seen == [[]], "an empty folder to write in"
