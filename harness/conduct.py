@@ -21,12 +21,12 @@ from harness import alarms, branch, controls, environment
 from harness.budget import Account, Charge, Ledger, parse_postings
 from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import evaluation_batches
-from harness.engine import Engine, device_of, divided, must_divide
+from harness.engine import Engine, device_of
 from harness.errors import ConfigError, Preempted
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, frequency_loss, vouch
 from harness.executed import executed_flop
-from harness.hardware import bf16_in_hardware, has_cuda
+from harness.hardware import has_cuda
 from harness.kernels import backend
 from harness.manifest import sync
 from harness.meters import node
@@ -35,14 +35,14 @@ from harness.meters.measured import Measured
 from harness.meters.open_time import OpenTime
 from harness.meters.pace import Pace
 from harness.meters.trial import Instruments, bare
-from harness.models.signals import Needs
 from harness.models.student import build_student, export
 from harness.models.teacher import Teacher
 from harness.progress import Silent
 from harness.ranks import Ranks
-from harness.remember import remember, stream_of
+from harness.remember import stream_of
 from harness.rundir import RunDirectory, write_json
 from harness.stopping import StopFlag
+from harness.teaching import asked_teacher, remembered_teacher
 from harness.train import Trial
 from harness.trainee import Trainee, parameter_groups
 from harness.trial_record import card, efficiency_record, trial_record
@@ -195,7 +195,9 @@ class Conductor:
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
         # A control trains for the tokens of another arm, which may be more than its own budget buys.
         steps = -(-control.tokens // arm.size.tokens) if control else None
-        remembered = self.remembered(arm, seed, stop, steps=steps)
+        remembered = remembered_teacher(
+            arm, self.setting.corpus, seed=seed, ranks=self.ranks, stop=stop, tell=self.tell.say, steps=steps
+        )
         started = time.monotonic()
         beat(f"the start of {arm.arm.name}, seed {seed}")
         if self.ranks.is_main:
@@ -310,7 +312,7 @@ class Conductor:
             betas=study.optimizer.betas, eps=study.optimizer.eps, clip=study.optimizer.clip,
         )  # fmt: skip
         stream = stream_of(study, setting.corpus, seed=seed, micro_batch=engine.micro_batch, ranks=self.ranks)
-        teacher, cache = remembered or self.teacher(arm, plan), None
+        teacher, cache = remembered or asked_teacher(arm, plan, setting.ds_config, self.ranks), None
         if remembered is not None:
             cache = arm.cache_meter(
                 plan, fresh=lambda: stream.repeats.fresh(trial.progress.step, sequences=stream.sequences),
@@ -358,56 +360,3 @@ class Conductor:
         shape = arm.teacher.shape if arm.teacher else None
         trainee.to(device_of(self.ranks))
         return executed_flop(trainee, shape, arm.size, autocast=autocast)
-
-    def whole_teacher(self, arm: ArmSetting) -> Teacher:
-        """The arm's teacher on this rank's device, before anything is cut."""
-        assert arm.teacher is not None
-        assert arm.study.teacher is not None
-        return Teacher(
-            arm.teacher, device=device_of(self.ranks), dtype=self.teacher_dtype, dropout=arm.study.teacher.dropout
-        )
-
-    @property
-    def teacher_dtype(self) -> torch.dtype:
-        """What teachers compute in here."""
-        return torch.bfloat16 if bf16_in_hardware() else torch.float32
-
-    def remembered(
-        self, arm: ArmSetting, seed: int, stop: Callable[[], bool], *, steps: int | None = None
-    ) -> RememberedTeacher | None:
-        """What the arm's teacher says of every sample its budget buys, or of the first `steps`; None where it is asked.
-
-        Written here where it is not in the cache yet, before the trial's clocks start: its account holds what it took.
-        """
-        plan = arm.plan()
-        if not arm.remembers(plan):
-            return None
-        beat(f"the teacher's cache of {arm.arm.name}", patience=4.0)
-
-        def tell(text: str) -> None:
-            beat(text, patience=4.0)
-            self.tell.say(text)
-
-        return remember(
-            arm, plan, self.setting.corpus, seed=seed, dtype=self.teacher_dtype, device=device_of(self.ranks),
-            ranks=self.ranks, teacher=lambda: self.cut_teacher(arm, plan), stop=stop, tell=tell, steps=steps,
-        )  # fmt: skip
-
-    def teacher(self, arm: ArmSetting, plan: Any) -> Teacher | None:
-        if arm.teacher is None or not plan.needs_teacher:
-            return None
-        teacher = self.cut_teacher(arm, plan)
-        if must_divide(teacher.weight_bytes, self.setting.ds_config, self.ranks):
-            teacher.divide(divided)
-        return teacher
-
-    def cut_teacher(self, arm: ArmSetting, plan: Any) -> Teacher:
-        """The arm's teacher, whole on this rank, as far as its objective needs it."""
-        teacher = self.whole_teacher(arm)
-        needs = Needs()
-        for phase in range(len(plan.phases)):
-            needs |= plan.teacher_needs(phase)
-        teacher.cut(needs)
-        if arm.study.speed.compile_teacher:
-            teacher.compile()
-        return teacher

@@ -26,6 +26,7 @@ from harness.models.attention import written_out
 from harness.models.signals import Needs, Signals
 from harness.models.teacher import Teacher
 from harness.study import TeacherCacheSpec
+from harness.teaching import remembered_teacher, teacher_dtype, whole_teacher
 from harness.trainee import Trainee, parameter_groups
 
 if TYPE_CHECKING:
@@ -172,13 +173,16 @@ def _teacher(conductor: Conductor, arm: ArmSetting, plan: Any, variation: Variat
     if variation.remembered:
         speed = arm.study.speed.model_copy(update={"teacher_cache": TeacherCacheSpec(logits="all")})
         reading = replace(arm, study=arm.study.model_copy(update={"speed": speed}))
-        return conductor.remembered(reading, 0, lambda: False, steps=WARM_UP + steps)
+        return remembered_teacher(
+            reading, conductor.setting.corpus, seed=0, ranks=conductor.ranks, stop=lambda: False,
+            tell=conductor.tell.say, steps=WARM_UP + steps,
+        )  # fmt: skip
     if variation.other_precision:
-        dtype = torch.float32 if conductor.teacher_dtype == torch.bfloat16 else torch.bfloat16
+        dtype = torch.float32 if teacher_dtype() == torch.bfloat16 else torch.bfloat16
         teacher = Teacher(arm.teacher, device=device_of(conductor.ranks), dtype=dtype)
         teacher.cut(plan.teacher_needs(0))
         return teacher
-    teacher = conductor.whole_teacher(arm)
+    teacher = whole_teacher(arm, conductor.ranks)
     teacher.cut(variation.asks(plan.teacher_needs(0), variation.teacher))
     if variation.compiled_teacher:
         teacher.compile()
