@@ -127,11 +127,11 @@ def to_worker_thread(rank: int, step: int, name: str, stamp: str) -> None:
 
 def while_evaluating(rank: int, name: str, stamp: str, pause_s: float) -> None:
     """One rank gets a signal in its first evaluation; every rank's evaluations are made slow."""
-    from harness.evaluate import suite
+    from harness.evaluate import scoring
 
-    score_of, sent = suite.Suite.score, [False]
+    score_of, sent = scoring.Scorer.score, [False]
 
-    def scoring(self: Any, *arguments: Any) -> Any:
+    def slowly(self: Any, *arguments: Any) -> Any:
         if here(rank) and not sent[0]:
             sent[0] = True
             note(stamp)
@@ -144,7 +144,7 @@ def while_evaluating(rank: int, name: str, stamp: str, pause_s: float) -> None:
             poll("a slow evaluation")
         return score_of(self, *arguments)
 
-    suite.Suite.score = scoring  # type: ignore[method-assign]
+    scoring.Scorer.score = slowly  # type: ignore[method-assign]
 
 
 def slow_steps(rank: int, seconds: float) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from harness.data import shards
 from harness.data.cache import cached_folder, folder_of
 from harness.data.hashing import permutation, text_word
-from harness.data.sources import SPLITS, Document, identity, read_documents
+from harness.data.sources import SPLITS, WHOLE_TRAIN, Document, identity, read_documents
 from harness.data.tokenizer import SpecialIds, encode, load_tokenizer, special_ids, vocabulary_size
 from harness.errors import DataError
 from harness.study import DataSpec, SourceSpec
@@ -72,7 +72,10 @@ class Corpus:
         return {label: part.weight / whole for label, part in self._parts.items()}
 
     def blocks(self, split: str, source: str | None = None) -> np.ndarray:
-        """[n, T] unsigned ids; a memory map for one source, a concatenation when several are asked for at once."""
+        """[n, T] unsigned ids; a memory map for one source, a concatenation when several are asked for at once.
+
+        `split` is one of SPLITS, or WHOLE_TRAIN: the train split as it is without `limit_tokens`.
+        """
         if source is not None:
             return self._parts[source].blocks[split]
         pieces = [part.blocks[split] for part in self._parts.values()]
@@ -286,6 +289,7 @@ def _open_part(folder: Path, source: SourceSpec, data: DataSpec, vocab_size: int
             f"{folder / 'manifest.json'}", rule=f"damaged: {error}", remedy=f"delete {folder} and start again"
         ) from error
     blocks: dict[str, np.ndarray] = {s: shards.load(folder, described[s], vocab_size=vocab_size) for s in SPLITS}
+    blocks[WHOLE_TRAIN] = blocks["train"]
     if data.limit_tokens is not None:
         # A prefix of one fixed permutation, so that a larger limit contains the smaller, block for block.
         wanted = max(1, int(data.limit_tokens * share) // data.block_length)

@@ -20,6 +20,8 @@ from harness.errors import DataError
 from harness.study import EMBEDDED, DataSpec, SourceSpec, TextSpec
 
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
+# In place of a split: train as it is, without `data.limit_tokens`.
+WHOLE_TRAIN = "whole train"
 _PYTHON_DOCS = EMBEDDED[0]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from harness.data.sources import WHOLE_TRAIN
 from harness.models.shapes import Shape
 
 if TYPE_CHECKING:
@@ -70,10 +71,10 @@ def of_trial(found: Sketch, arm: ArmSetting, plan: Plan) -> Evaluation:
     spec = found.study.evaluation
     before = during = Judging()
     if arm.teacher is not None:
-        blocks = _at_most(BLOCKS, found.held_out["validation"])
+        blocks = _at_most(BLOCKS, found.evaluation_blocks["validation"])
         before = _own_head(found, arm.teacher.shape, blocks) + _own_head(found, arm.shape, blocks)
     if plan.trains_head:
-        blocks = _at_most(spec.mlm_blocks, found.held_out["validation"]) // found.world * found.world
+        blocks = _at_most(spec.mlm_blocks, found.evaluation_blocks["validation"]) // found.world * found.world
         during = _own_head(found, arm.shape, blocks * spec.curve_points)
     return Evaluation(before, during, items(found, exported(arm, plan), curve=True))
 
@@ -104,7 +105,7 @@ def of_references(found: Sketch) -> dict[str, Evaluation]:
 def items(found: Sketch, shape: Shape, *, curve: bool, glue: bool = True) -> dict[str, Judging]:
     """Every score of one model, by the name of its item."""
     spec = found.study.evaluation
-    judged = _at_most(spec.mlm_blocks, found.held_out[spec.split])
+    judged = _at_most(spec.mlm_blocks, found.evaluation_blocks[spec.split])
     wanted = {"mlm": _own_head(found, shape, judged)}
     points = spec.curve_points if curve and spec.readout is not None and spec.readout.on_curve else 0
     if spec.readout is not None:
@@ -141,9 +142,9 @@ def _readout(found: Sketch, shape: Shape, spec: Any, *, final: bool) -> Judging:
     from harness.models.signals import Needs
 
     length, per_block = found.study.data.block_length, found.setting.predicted_per_block
-    train = _at_most(found.setting.readout_blocks, _train_blocks(found))
+    train = _at_most(found.setting.readout_blocks, found.evaluation_blocks[WHOLE_TRAIN])
     judged = sum(
-        _at_most(found.study.evaluation.mlm_blocks, found.held_out[split])
+        _at_most(found.study.evaluation.mlm_blocks, found.evaluation_blocks[split])
         for split in (("validation", found.study.evaluation.split) if final else (found.study.evaluation.split,))
     )
     body = Needs(states=frozenset({shape.layers}))
@@ -166,11 +167,6 @@ def _all_domains(found: Sketch, shape: Shape) -> Judging:
     blocks = sum(_at_most(spec.mlm_blocks, known.get(label)) for label in labels)
     predicted = blocks * found.setting.predicted_per_block
     return Judging(domains.flops(shape, blocks=blocks, length=found.study.data.block_length, predicted=predicted))
-
-
-def _train_blocks(found: Sketch) -> int | None:
-    known = [blocks for blocks in found.train_blocks.values() if blocks is not None]
-    return sum(known) if len(known) == len(found.train_blocks) else None
 
 
 def _probe(found: Sketch, shape: Shape, task: str, spec: Any) -> int:

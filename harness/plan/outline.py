@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import glue_files
 from harness.data.files import is_local
+from harness.data.sources import WHOLE_TRAIN
 from harness.ds_config import DsConfig
 from harness.errors import DataError, TeacherError
 from harness.models.teacher import SHIPPED
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # A corpus of at most this many bytes is built while the user waits: a second or two.
 SMALL_BYTES = 1_000_000
+# The splits evaluation reads blocks from.
+EVALUATED = (WHOLE_TRAIN, "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Outline(Setting):
 class Sketch:
     """What a plan knows of a study.
 
-    train_blocks: blocks by source, None where nobody knows them here; held_out: blocks of validation and test.
+    train_blocks: blocks by source, None where nobody knows them here; evaluation_blocks: what evaluation may
+    read, blocks of validation and test and, under WHOLE_TRAIN, of train without `limit_tokens`.
     setting: what a run would use if `complete`; otherwise an `Outline` of it.
     """
 
@@ -69,7 +73,7 @@ class Sketch:
     setting: Setting
     complete: bool
     train_blocks: dict[str, int | None]
-    held_out: dict[str, int | None]
+    evaluation_blocks: dict[str, int | None]
     notes: list[str] = field(default_factory=list)
 
 
@@ -85,7 +89,7 @@ def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[
     if not reasons:
         setting = prepare(study, ds_config, world=world, tell=tell)
         blocks = {label: len(setting.corpus.blocks("train", label)) for label in labels}
-        held = {split: len(setting.corpus.blocks(split)) for split in ("validation", "test")}
+        held = {split: len(setting.corpus.blocks(split)) for split in EVALUATED}
         return Sketch(study, ds_config, world, setting.arms, setting, True, dict(blocks), dict(held), notes)
     notes += reasons
     entries, special, tokenizer, fingerprint, said = vocabulary(study.data.tokenizer)
@@ -99,10 +103,10 @@ def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[
     )  # fmt: skip
     arms = outline.arms
     notes += _from_the_table(study)
-    train, held_out, said = _cached_sizes(study, fingerprint)
+    train, evaluated, said = _cached_sizes(study, fingerprint)
     if None in train.values():
         said.append("epochs are unknown: how much text there is can only be told where the corpus has been built")
-    return Sketch(study, ds_config, world, arms, outline, False, train, held_out, notes + said)
+    return Sketch(study, ds_config, world, arms, outline, False, train, evaluated, notes + said)
 
 
 def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | None], dict[str, int | None], list[str]]:
@@ -115,7 +119,7 @@ def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | Non
     from harness.data.cache import cache_root
 
     data, train, notes = study.data, {}, []
-    held: dict[str, int | None] = {"validation": 0, "test": 0}
+    held: dict[str, int | None] = dict.fromkeys(EVALUATED, 0)
     share = {source.label: source.weight / sum(s.weight for s in data.sources) for source in data.sources}
     manifests = sorted(
         (cache_root() / "corpora").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True
@@ -138,7 +142,10 @@ def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | Non
                 notes.append(f"epochs assume that {source.label} fills its share of data.limit_tokens")
             continue
         train[source.label] = min(found["train"]["blocks"], limit or found["train"]["blocks"])
-        held = {s: None if have is None else have + found[s]["blocks"] for s, have in held.items()}
+        held = {
+            s: None if have is None else have + found["train" if s == WHOLE_TRAIN else s]["blocks"]
+            for s, have in held.items()
+        }
         notes.append(f"epochs are those of {source.label} as it was when its corpus was last built here")
     return train, held, notes
 

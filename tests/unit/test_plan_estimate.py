@@ -217,7 +217,7 @@ def test_planned_steps_and_flops_are_those_of_the_recorded_run(root: Path) -> No
     found = sketch(study, default(bf16=False), world=1, tell=silent)
     blocks = {label: facts["blocks"] for label, facts in environment["data"]["sources"].items()}
     found.train_blocks = {label: each["train"] for label, each in blocks.items()}
-    found.held_out = {split: sum(each[split] for each in blocks.values()) for split in ("validation", "test")}
+    found.evaluation_blocks |= {split: sum(each[split] for each in blocks.values()) for split in ("validation", "test")}
     for arm in planned(found)["arms"]:
         for seed in study.seeds:
             ran = json.loads((folder / f"{arm['name']}-seed-{seed}" / "record.json").read_text(encoding="utf-8"))
