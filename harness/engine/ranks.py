@@ -21,7 +21,7 @@ def connect(*, timeout_s: float = 1800.0) -> Ranks:
     from datetime import timedelta
 
     ranks = from_environment()
-    if "OMP_NUM_THREADS" not in os.environ or (ranks.world == 1 and "TORCHELASTIC_RUN_ID" in os.environ):
+    if "OMP_NUM_THREADS" not in os.environ:
         # DeepSpeed's launcher sets nothing: two ranks on two cores would run four threads and crawl.
         torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
     if _joined:
