@@ -58,7 +58,9 @@ def chunk_losses(
     Passes over a chunk cost as much as its products: what can be made in place is.
     """
     kl_sum = ce_sum = lse = counted = norm = logits.new_zeros(())
-    hard = soft = p = index = logits  # softmaxes: the student's without and with temperature, the teacher's with it
+    hard = soft = p = index = room = (
+        logits  # softmaxes: the student's without and with temperature, the teacher's with it
+    )
     # At temperature 2 the softmax without it is the square of the one with it, normalised: no exponential of its own.
     squared = teacher is not None and labels is not None and temperature == 2
     if labels is not None:
@@ -75,10 +77,11 @@ def chunk_losses(
             teacher = teacher / temperature
             soft, lse = _softmax(logits)
         if squared:
-            norm = torch.linalg.vecdot(soft, soft)[:, None]
+            norm = torch.linalg.vector_norm(soft, dim=-1, keepdim=True).square_()
             ce_sum = ((2 * (lse[:, None] - logits.gather(1, index)) + norm.log()) * counted).sum()
         p, teacher_lse = _softmax(teacher)
-        kl_sum = temperature**2 * (torch.linalg.vecdot(p, logits.neg_().add_(teacher)) - teacher_lse + lse).sum()
+        room = torch.sub(teacher, logits, out=logits).mul_(p)
+        kl_sum = temperature**2 * (room.sum(-1) - teacher_lse + lse).sum()
     slopes = []
     for kl_weight, ce_weight in mixtures:
         # d(T²·KL)/dz = T·(q − p): the temperature's own chain rule takes one of the two factors.
@@ -86,7 +89,9 @@ def chunk_losses(
         if teacher is None:
             slope = hard * (counted * ce_weight)
         elif squared:
-            slope = torch.mul(soft, counted * ce_weight / norm).add_(kl_weight).mul_(soft).add_(p, alpha=-kl_weight)
+            # The only mixture's slope takes the room that the divergence has left.
+            slope = torch.mul(soft, counted * ce_weight / norm, out=room if len(mixtures) == 1 else None)
+            slope = slope.add_(kl_weight).mul_(soft).add_(p, alpha=-kl_weight)
         elif labels is not None and temperature == 1:
             slope = torch.mul(soft, kl_weight + ce_weight * counted).add_(p, alpha=-kl_weight)
         else:
