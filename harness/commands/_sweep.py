@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.commands._report import write_report
 from harness.commands._study import default_engine, engine_of, print_json
 from harness.errors import ConfigError
 
@@ -60,7 +61,8 @@ def run_sweep(
         begun = ranks.share((out / STUDY).exists())
         resuming = (options.resume or options.auto_resume) and begun
         run_study(
-            study, ds_config, out, options, given, ranks=ranks, allowed=allowed, resuming=resuming, before=before
+            study, ds_config, out, options, given, ranks=ranks, allowed=allowed, resuming=resuming, report=write_report,
+            before=before,
         )  # fmt: skip
 
     SweepConductor(sweep, root, ranks, run_one, tell.say, opened).run()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.commands._report import show_report, write_report
+from harness.commands._report import show_report
 from harness.commands._study import default_engine, hang_flag, inputs, study_flags, sweep_of
 from harness.errors import ConfigError, IsoBudgetError, Preempted
 from harness.identity import KINDS, parse_kinds
@@ -93,17 +93,19 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     ranks = connect()
     out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
     resuming = options.resume or (options.auto_resume and ranks.share((Path(out) / "study.yaml").exists()))
-    run_study(study, ds_config, Path(out), options, given, ranks=ranks, allowed=allowed, resuming=resuming)
-    if ranks.is_main:
-        show_report(Path(out), as_json=options.json)
+    run_study(
+        study, ds_config, Path(out), options, given, ranks=ranks, allowed=allowed, resuming=resuming,
+        report=lambda root: show_report(root, as_json=options.json),
+    )  # fmt: skip
     return 0
 
 
 def run_study(
     study: StudySpec, ds_config: DsConfig | None, out: Path, options: argparse.Namespace, given: list[str], *,
-    ranks: Ranks, allowed: frozenset[str], resuming: bool, before: Callable[[Setting, RunDirectory], None] | None = None,
+    ranks: Ranks, allowed: frozenset[str], resuming: bool, report: Callable[[Path], object],
+    before: Callable[[Setting, RunDirectory], None] | None = None,
 ) -> None:  # fmt: skip
-    """One study from its checks to its report, in `out`; `before` is called when the directory is open."""
+    """One study from its checks to its report, in `out`; `before` is called when the directory is open, `report` at the end."""
     from harness import trackers
     from harness.conduct import Conductor
     from harness.engine import check
@@ -145,7 +147,7 @@ def run_study(
         if ranks.is_main:
             directory.status("done")
             record.end("done")
-            write_report(directory.root)
+            report(directory.root)
             if options.push_to_hub:
                 push(directory.root, options.push_to_hub, tell=tell.say)
     except BaseException as error:
