@@ -28,6 +28,7 @@ from harness.evaluate.vouch import BLOCKS, Voucher, frequency_loss, vouch
 from harness.executed import executed_flop
 from harness.hardware import has_cuda
 from harness.kernels import backend
+from harness.lookahead import Lookahead
 from harness.manifest import sync
 from harness.meters import node
 from harness.meters.efficiency import Denominator, denominator
@@ -42,6 +43,7 @@ from harness.ranks import Ranks
 from harness.remember import stream_of
 from harness.rundir import RunDirectory, write_json
 from harness.stopping import StopFlag
+from harness.teacher_backends import settle
 from harness.teaching import asked_teacher, remembered_teacher
 from harness.train import Trial
 from harness.trainee import Trainee, parameter_groups
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
 PROJECTION_STREAM = 1_000_003
+# Compiling a teacher may take this many times as long as any other stillness before it counts as a hang.
+TRYING_PATIENCE = 4.0
 
 
 @dataclass
@@ -313,6 +317,15 @@ class Conductor:
         )  # fmt: skip
         stream = stream_of(study, setting.corpus, seed=seed, micro_batch=engine.micro_batch, ranks=self.ranks)
         teacher, cache = remembered or asked_teacher(arm, plan, setting.ds_config, self.ranks), None
+        ahead = None
+        if isinstance(teacher, Teacher):
+            if study.speed.overlap_teacher and teacher.placement != "divided":
+                ahead = Lookahead(teacher, engine.device)
+            beat(f"the choice of a teacher's backend for {arm.arm.name}", patience=TRYING_PATIENCE)
+            settle(
+                teacher, study.speed.teacher_backend, first=lambda: stream.step(0)[0].to(engine.device), folder=folder,
+                needs=plan.first_teacher_needs, device=engine.device, ranks=self.ranks,
+            )  # fmt: skip
         if remembered is not None:
             cache = arm.cache_meter(
                 plan, fresh=lambda: stream.repeats.fresh(trial.progress.step, sequences=stream.sequences),
@@ -328,6 +341,7 @@ class Conductor:
             overrides=list(self.overrides),
             curve_points=study.evaluation.curve_points, saves=study.checkpoints, stop_requested=stop,
             pace=Pace(self.ranks, cuda=has_cuda()), executed=executed, uncounted=uncounted,
+            lookahead=ahead,
         )  # fmt: skip
         if self.follow is not None:
             label = folder.relative_to(self.directory.root).as_posix() if "controls" in folder.parts else arm.arm.name

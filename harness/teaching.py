@@ -45,8 +45,6 @@ def cut_teacher(arm: ArmSetting, plan: Plan, ranks: Ranks) -> Teacher:
     for phase in range(len(plan.phases)):
         needs |= plan.teacher_needs(phase)
     teacher.cut(needs)
-    if arm.study.speed.compile_teacher:
-        teacher.compile()
     return teacher
 
 

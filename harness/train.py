@@ -22,6 +22,7 @@ from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
 from harness.engine import Engine
 from harness.errors import ConfigError, NumericError, Preempted
+from harness.lookahead import Lookahead
 from harness.meters.base import Meter
 from harness.meters.measured import Measured
 from harness.meters.open_time import OpenTime
@@ -104,6 +105,7 @@ class Trial:
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
     follow: Callable[[dict[str, Any]], None] | None = None
+    lookahead: Lookahead | None = None
     executed: list[int] | None = None
     uncounted: str = ""
     resumed: bool = False
@@ -127,6 +129,7 @@ class Trial:
         started = time.monotonic() - self.progress.seconds
         logged_at, tokens_before = time.monotonic(), self.progress.step
         batches = prefetched(self.stream, self.progress.step, self.engine.device)
+        coming: list[Batch] | None = None
         loss_sum, loss_count = torch.zeros((), device=self.engine.device), 0
         last_logged = self.ledger.fraction_spent
         try:
@@ -147,7 +150,9 @@ class Trial:
                 )
                 watchdog.beat(f"step {self.progress.step}")
                 self._pace(start=True)
-                terms = self._step(next(batches), phase)
+                given = coming or next(batches)
+                coming = next(batches) if self._asks_ahead(expected, phase) else None
+                terms = self._step(given, phase, then=coming)
                 self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)
                 self.progress.step += 1
                 self.progress.steps_by_phase[str(phase)] = self.progress.steps_by_phase.get(str(phase), 0) + 1
@@ -190,19 +195,32 @@ class Trial:
         self.ledger.sync()
         return self.progress
 
-    def _step(self, batches: list[Batch], phase: int) -> dict[str, torch.Tensor]:
-        """One optimizer step: forward and backward of every micro-batch, then the update; the terms' means."""
+    def _asks_ahead(self, expected: list[Charge], phase: int) -> bool:
+        """Whether the next step's first micro-batch may be asked for during this step: it is paid for, and asks the same."""
+        if self.lookahead is None or not self.ledger.affords([*expected, *expected]):
+            return False
+        after = (self.ledger.spent + self.ledger.price(expected)) / self.ledger.budget.limit
+        return self.trainee.plan.phase_at(after) == phase
+
+    def _step(self, batches: list[Batch], phase: int, *, then: list[Batch] | None = None) -> dict[str, torch.Tensor]:
+        """One optimizer step: forward and backward of every micro-batch, then the update; the terms' means.
+
+        With a lookahead the teacher is asked for the following micro-batch, at the end for the first of `then`.
+        """
         needs = self.trainee.plan.teacher_needs(phase)
+        following = [*batches[1:], *(then or [])[:1]]
         applied = True
         sums: dict[str, torch.Tensor] = {}
-        for batch in batches:
+        for number, batch in enumerate(batches):
             self._pace(start=True)
             signals = Signals()
             if self.teacher is not None and needs:
                 with self.measured.span(Account.TEACHER_FORWARD):
-                    signals = self.teacher(batch, needs)
+                    signals = (self.lookahead.take if self.lookahead else self.teacher)(batch, needs)
             with self.measured.span(Account.STUDENT_STEP):
                 terms = self.engine(batch, signals, phase)
+                if self.lookahead is not None and needs and number < len(following):
+                    self.lookahead.ask(following[number], needs)
                 self._pace(start=False)
                 self.engine.backward(terms["total"])
                 applied = self.engine.step()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from harness import teacher_backends
 from harness.budget import Account
 from harness.kernels.backend import choices
 from harness.meters.efficiency import Denominator, efficiency
-from harness.models.teacher import weights_fingerprint
+from harness.models.teacher import Teacher, weights_fingerprint
 from harness.owed import known_cost, teacher_training
 from harness.teacher_cache.shards import RememberedTeacher
 from harness.units import Unit
@@ -82,6 +83,9 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "kernels": choices(),
         "teacher_cache": cache_facts(arm, trial),
         "engine": trial.engine.facts() | ({"teacher": trial.teacher.placement} if trial.teacher else {}),
+        "teacher_backend": teacher_backends.facts(trial.teacher, trial.directory)
+        if isinstance(trial.teacher, Teacher)
+        else None,
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,
         "identity": {kind: facts for kind, facts in trial.identity.items() if kind != "study"},

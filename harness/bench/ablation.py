@@ -20,10 +20,13 @@ from torch.nn import functional
 from harness.bench.timing import WARM_UP, percentiles, wait
 from harness.data.batch import Batch
 from harness.engine import device_of
-from harness.hardware import bf16_in_hardware
+from harness.hardware import bf16_in_hardware, has_cuda
 from harness.kernels.backend import Backend, prefer
+from harness.lookahead import Lookahead
+from harness.models import fp8
 from harness.models.attention import written_out
 from harness.models.signals import Needs, Signals
+from harness.models.teacher import Backend as Teaching
 from harness.models.teacher import Teacher
 from harness.study import TeacherCacheSpec
 from harness.teaching import remembered_teacher, teacher_dtype, whole_teacher
@@ -52,7 +55,8 @@ class Variation:
     padded: bool = False
     data_inside: bool = False
     other_precision: bool = False
-    compiled_teacher: bool = False
+    backend: Teaching = "plain"
+    ahead: bool = False
     remembered: bool = False
 
     def asks(self, needs: Needs, more: Needs) -> Needs:
@@ -61,7 +65,7 @@ class Variation:
 
     def changes(self, taught: bool, student: Needs, teacher: Needs) -> bool:
         """Whether an arm's step differs from the shipped one."""
-        if self.other_precision or self.compiled_teacher or self.remembered:
+        if self.other_precision or self.backend != "plain" or self.ahead or self.remembered:
             return taught
         if self.dense_heads or self.teacher or self.student:
             asked = taught and self.asks(teacher, self.teacher) != teacher
@@ -75,6 +79,14 @@ SHIPPED = Variation("as shipped")
 def variations() -> list[Variation]:
     """The shipped step and every difference from it; the teacher's other precision depends on the hardware."""
     half = "half-precision teacher taken away" if bf16_in_hardware() else "half-precision teacher put in, emulated"
+    on_gpu = []
+    if has_cuda():
+        on_gpu = [
+            Variation("teacher as CUDA graphs put in", backend="graphs"),
+            Variation("teacher ahead of the student's backward put in", ahead=True),
+        ]
+    if has_cuda() and not fp8.obstacle(torch.device("cuda")):
+        on_gpu.append(Variation("fp8 teacher put in", backend="fp8"))
     return [
         SHIPPED,
         Variation("fused losses taken away", kernels="reference"),
@@ -86,7 +98,8 @@ def variations() -> list[Variation]:
         Variation("packing taken away", padded=True),
         Variation("batches made ahead taken away", data_inside=True),
         Variation(half, other_precision=True),
-        Variation("compiled teacher put in", compiled_teacher=True),
+        Variation("compiled teacher put in", backend="compiled"),
+        *on_gpu,
         Variation("teacher's cache put in, all logits", remembered=True),
     ]
 
@@ -137,10 +150,12 @@ def _arm(conductor: Conductor, arm: ArmSetting, *, steps: int, pads: float) -> l
         losses: dict[str, float] = {}
         times: dict[str, list[float]] = {name: [] for name in steppers}
         try:
+            made = [
+                [batch.to(trial.engine.device) for batch in trial.stream.step(n)] for n in range(WARM_UP + steps + 1)
+            ]
             for number in range(WARM_UP + steps):
-                batches = [batch.to(trial.engine.device) for batch in trial.stream.step(number)]
                 for name, stepper in steppers.items():
-                    loss, seconds = stepper(batches, number)
+                    loss, seconds = stepper(made[number : number + 2], number)
                     losses.setdefault(name, loss)
                     if number >= WARM_UP:
                         times[name].append(seconds)
@@ -156,7 +171,7 @@ def _rows(losses: dict[str, float], times: dict[str, list[float]], *, tolerance:
     rows: list[dict[str, Any]] = []
     for name, loss in losses.items():
         row: dict[str, Any] = {"variation": name, "loss": loss}
-        allowed = AGREEMENT["half"] if "half-precision" in name else tolerance
+        allowed = AGREEMENT["half"] if "half-precision" in name or "fp8" in name else tolerance
         if abs(loss - expected) <= allowed * abs(expected):
             step = percentiles(times[name])
             row |= {"step": step, "over_shipped": step["p50_ms"] / shipped}
@@ -184,15 +199,14 @@ def _teacher(conductor: Conductor, arm: ArmSetting, plan: Any, variation: Variat
         return teacher
     teacher = whole_teacher(arm, conductor.ranks)
     teacher.cut(variation.asks(plan.teacher_needs(0), variation.teacher))
-    if variation.compiled_teacher:
-        teacher.compile()
+    teacher.use(variation.backend)
     return teacher
 
 
 def _stepper(
     conductor: Conductor, arm: ArmSetting, trial: Trial, variation: Variation, *, steps: int, pads: float
-) -> Callable[[list[Batch], int], tuple[float, float]]:
-    """One whole step of this variation; returns its loss and its seconds."""
+) -> Callable[[list[list[Batch]], int], tuple[float, float]]:
+    """One whole step of this variation, given its batches and the next step's; returns its loss and its seconds."""
     device, half = trial.engine.device, conductor.setting.ds_config.precision != "fp32"
     torch.manual_seed(0)  # the objective's projections: the same in every variation
     trainee = Trainee(arm.student(seed=0), arm.shape, arm.plan())
@@ -204,9 +218,11 @@ def _stepper(
     asked = variation.asks(plan.teacher_needs(0), variation.teacher)
     needs = variation.asks(plan.student_needs(0), variation.student)
     special = conductor.setting.special
+    ahead = Lookahead(teacher, device) if variation.ahead else None
 
-    def step(batches: list[Batch], number: int) -> tuple[float, float]:
+    def step(steps: list[list[Batch]], number: int) -> tuple[float, float]:
         prefer(variation.kernels)
+        batches, coming = steps
         if variation.padded:
             batches = [padded(batch, pads, special["pad"]) for batch in batches]
         wait(device)
@@ -214,15 +230,15 @@ def _stepper(
         if variation.data_inside:
             batches = [batch.to(device) for batch in trial.stream.step(number)]
         with written_out(variation.written_out):
-            for batch in batches:
-                loss += one(batch) / len(batches)
+            for batch, following in zip(batches, [*batches[1:], coming[0]], strict=True):
+                loss += one(batch, following) / len(batches)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         wait(device)
         return float(loss), time.perf_counter() - begun
 
-    def one(batch: Batch) -> torch.Tensor:
-        signals = teacher(batch, asked) if teacher is not None else Signals()
+    def one(batch: Batch, following: Batch) -> torch.Tensor:
+        signals = (ahead.take if ahead else teacher)(batch, asked) if teacher is not None else Signals()
         if asked != plan.teacher_needs(0) and signals.head is not None:
             signals.head.logits()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
@@ -230,6 +246,8 @@ def _stepper(
             if needs != plan.student_needs(0) and seen.head is not None:
                 seen.head.logits()
             total = plan(0, seen, signals, batch)["total"]
+        if ahead is not None:
+            ahead.ask(following, asked)
         (total / trial.stream.accumulation).backward()
         return total.detach()
 

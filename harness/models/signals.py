@@ -7,7 +7,7 @@ Shapes: B sequences, T tokens, H hidden, A heads, d head size, N positions, E em
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -165,6 +165,24 @@ class Signals:
     def part(self, number: int, part: str) -> torch.Tensor:
         """Q, K or V of a layer, however it was asked for."""
         return self.qkv[number]["qkv".index(part)] if number in self.qkv else self.parts[number, part]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that was computed for this answer, by name; weights of a head are none of it."""
+        found = {f"state {number}": state for number, state in self.states.items()}
+        found |= {
+            f"{part} of layer {n}": x for n, three in self.qkv.items() for part, x in zip("qkv", three, strict=True)
+        }
+        found |= {f"{part} of layer {number}": x for (number, part), x in self.parts.items()}
+        return found | ({} if self.head is None else {"head": self.head.hidden_NE})
+
+    def clone(self) -> Signals:
+        """The same answer in memory of its own."""
+        head = None if self.head is None else replace(self.head, hidden_NE=self.head.hidden_NE.clone())
+        return Signals(
+            states={number: state.clone() for number, state in self.states.items()},
+            qkv={number: (q.clone(), k.clone(), v.clone()) for number, (q, k, v) in self.qkv.items()},
+            head=head, parts={key: part.clone() for key, part in self.parts.items()}, top=self.top,
+        )  # fmt: skip
 
     def keep(self, number: int, found: dict[str, torch.Tensor], needs: Needs) -> None:
         """Of a layer's Q, K, V hold what was asked for."""

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ConfigError, TeacherError
 from harness.models.shapes import MASKED_FAMILIES, Shape, shape_of
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from harness.models.signals import Needs, Signals, TrainingBatch
 
+# How a forward is computed: layer by layer; compiled; compiled and replayed as CUDA graphs; layer by layer with fp8 products.
+Backend = Literal["plain", "compiled", "graphs", "fp8"]
 ASSETS = Path(__file__).parent.parent / "assets"
 BUILTIN = ASSETS / "teacher"
 SHIPPED = {"builtin": BUILTIN, "builtin-causal": ASSETS / "causal_teacher"}
@@ -191,14 +193,17 @@ class Teacher:
         self.dtype = dtype
         self.placement = "whole on every rank"
         self._walk: torch.nn.Module | None = None
-        self._compiled: dict[Needs, Callable[..., Signals]] | None = None
+        self.backend: Backend = "plain"
+        self._compiled: dict[Needs, Callable[..., Signals]] = {}
+        self._whole_layers = info.shape.layers
         self.family = family_of(model.to(device=device, dtype=dtype), info.shape)
 
     def cut(self, needs: Needs) -> None:
         """Free the layers and the head that no objective of this run will ask for."""
         import torch
 
-        deepest = needs.cut_layer(self.info.shape) or needs.full_layers(self.info.shape)
+        self._whole_layers = needs.full_layers(self.info.shape)
+        deepest = needs.cut_layer(self.info.shape) or self._whole_layers
         layers = self.family.layers
         for index in range(deepest, len(layers)):
             layers[index] = torch.nn.Identity()
@@ -212,8 +217,23 @@ class Teacher:
         """What its remaining weights take, whole."""
         return sum(p.numel() * p.element_size() for p in self.family.model.parameters())
 
-    def compile(self) -> None:
-        """From now on run each kind of question through torch.compile; compiled at its first asking."""
+    def use(self, backend: Backend) -> None:
+        """From now on compute this way; what is compiled is compiled at the first asking of each kind of question.
+
+        `fp8` cannot be taken back: the layers' weights in higher precision are freed.
+
+        Raises:
+            TeacherError: fp8 for a model without a linear layer of fitting size.
+        """
+        from harness.models import fp8
+
+        whole = self.family.layers[: self._whole_layers] if backend == "fp8" != self.backend else []
+        if whole and not sum(fp8.convert(layer) for layer in whole):
+            raise TeacherError(
+                f"teacher {self.info.path} in fp8", rule="no linear layer of it has sizes that are multiples of 16",
+                remedy="choose another speed.teacher_backend",
+            )  # fmt: skip
+        self.backend = backend
         self._compiled = {}
 
     def _forward(self, needs: Needs) -> Callable[..., Signals]:
@@ -222,7 +242,7 @@ class Teacher:
 
         from harness.models.signals import run
 
-        if self._compiled is None:
+        if self.backend in ("plain", "fp8"):
             return partial(run, self.family, needs)
         if needs not in self._compiled:
             family = self.family
@@ -230,7 +250,8 @@ class Teacher:
             def walk(**inputs: torch.Tensor | None) -> Signals:
                 return run(family, needs, **inputs)  # pyright: ignore[reportArgumentType]
 
-            self._compiled[needs] = torch.compile(walk, dynamic=False)
+            mode = "reduce-overhead" if self.backend == "graphs" else None
+            self._compiled[needs] = torch.compile(walk, dynamic=False, mode=mode)
         return self._compiled[needs]
 
     def divide(self, partitioned: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
@@ -253,11 +274,15 @@ class Teacher:
         with torch.no_grad():
             if self._walk is not None:
                 return self._walk(batch, needs)
-            return self._forward(needs)(
+            if self.backend == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()
+            found = self._forward(needs)(
                 input_ids_BT=batch.input_ids_BT,
                 positions_N=batch.positions_N,
                 attention_mask_BT=batch.attention_mask_BT,
             )
+            # A graph writes its next answer over this one.
+            return found.clone() if self.backend == "graphs" else found
 
 
 def _first_line(error: Exception) -> str:

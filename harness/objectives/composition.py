@@ -167,6 +167,12 @@ class Plan(nn.Module):
         return needs
 
     @property
+    def first_teacher_needs(self) -> Needs:
+        """What the first phase that asks a teacher asks; nothing where none does."""
+        asked = (self.teacher_needs(phase) for phase in range(len(self.phases)))
+        return next((needs for needs in asked if needs), Needs())
+
+    @property
     def needs_teacher(self) -> bool:
         return any(self.teacher_needs(phase) for phase in range(len(self.phases)))
 

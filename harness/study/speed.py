@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from harness.study.spec import Positive, Spec
 
@@ -28,13 +28,17 @@ class SpeedSpec(Spec):
     """The same for every arm.
 
     `kernels` chooses the losses' implementation: `auto` takes Triton where it is right and faster, `eager` PyTorch with a
-    hand-formed gradient, `reference` the definition in plain autograd. `compile_teacher` runs the teacher's forward through
-    torch.compile, which costs seconds at the start (STARTUP) and pays in long runs. `teacher_cache` (true, or its options)
-    writes what an objective asks of the teacher to disk, once for every sample, and reads it from there.
+    hand-formed gradient, `reference` the definition in plain autograd. `teacher_backend` is how the teacher's forward is computed:
+    `plain` layer by layer, `compiled` by torch.compile, `graphs` compiled and replayed as CUDA graphs, `fp8` with 8-bit products
+    if its answers pass a gate; `auto` tries the first three on a GPU and takes the fastest that answers as plain does, and is
+    `plain` elsewhere. Compiling costs seconds at the start (STARTUP). `overlap_teacher` asks for the next micro-batch while the
+    student's backward runs. `teacher_cache` (true, or its options) writes what an objective asks of the teacher to disk, once
+    for every sample, and reads it from there.
     """
 
     kernels: Literal["auto", "triton", "eager", "reference"] = "auto"
-    compile_teacher: bool = False
+    teacher_backend: Literal["auto", "plain", "compiled", "graphs", "fp8"] = "auto"
+    overlap_teacher: bool = False
     teacher_cache: TeacherCacheSpec | None = None
 
     @field_validator("teacher_cache", mode="before")
@@ -42,3 +46,12 @@ class SpeedSpec(Spec):
     def _switch(cls, value: Any) -> Any:
         """`true` takes the defaults, `false` is none."""
         return TeacherCacheSpec() if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> SpeedSpec:
+        """A teacher that is read from a cache is computed once, as itself, and nothing waits for it."""
+        if self.teacher_cache is not None and self.teacher_backend == "fp8":
+            raise ValueError("teacher_backend: fp8 is not remembered; choose it or teacher_cache")
+        if self.teacher_cache is not None and self.overlap_teacher:
+            raise ValueError("overlap_teacher: a remembered teacher is read, not asked; choose it or teacher_cache")
+        return self

@@ -133,6 +133,8 @@ class StudySpec(Spec):
             )
         if self.evaluation.choices is not None and not self.causal:
             raise ValueError(f"evaluation.choices: {self.student.family} gives no likelihood of a text; use probes")
+        if self.teacher is not None and self.teacher.dropout and self.speed.overlap_teacher:
+            raise ValueError("speed.overlap_teacher: a teacher with dropout would draw its numbers in another order")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is not one of the arms {', '.join(names)}")
         return self

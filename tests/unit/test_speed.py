@@ -27,7 +27,7 @@ class Asked:
 def test_a_compiled_teacher_gives_the_same_signals(tiny: TinyStudy) -> None:
     info = inspect(str(tiny.teacher))
     plain, compiled = (Teacher(info, device=torch.device("cpu"), dtype=torch.float32) for _ in range(2))
-    compiled.compile()
+    compiled.use("compiled")
     batch = Asked(info.shape.vocab)
     for needs in (Needs(logits="masked"), Needs(states=frozenset({0, 2}), qkv=frozenset({2}))):
         expected, found = plain(batch, needs), compiled(batch, needs)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""Which backend computes a trial's teacher: the one that was asked for, or the fastest of those that answer alike.
+
+Every candidate is asked one real micro-batch and its answers are held against the plain forward's. What was tried, and how it
+compared, is kept beside the trial, and a resumed trial goes on with the same one.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from torch.nn import functional
+
+from harness.errors import ConfigError, TeacherError
+from harness.models import fp8
+from harness.models.signals import Needs, Signals, TrainingBatch
+from harness.models.teacher import Backend, Teacher
+from harness.ranks import Ranks
+
+FILE = "teacher_backend.json"
+CANDIDATES: tuple[Backend, ...] = ("plain", "compiled", "graphs")
+WARM_UP, ROUNDS = 3, 10
+# The largest distance of an answer from the plain forward's, over that answer's length: a compiler fuses and reorders
+# operations, which in half precision rounds them elsewhere.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+# The gate of fp8: it is another teacher, whose answers may differ from this one's by so much. One product of random numbers
+# differs by 3.5 %; the shipped teacher's answers by 3 to 4 %, and its logits by 0.001 nats.
+FP8_DISTANCE, FP8_DIVERGENCE = 0.10, 0.01
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One backend against the plain forward, on one micro-batch.
+
+    seconds: median of a forward; distance: the largest |difference| / |plain| (Euclidean) of an answer; divergence: mean
+    KL(plain ‖ this) of the logits in nats, where there are any; obstacle: why it cannot be used, empty where it can.
+    """
+
+    backend: Backend
+    seconds: float | None = None
+    distance: float | None = None
+    divergence: float | None = None
+    obstacle: str = ""
+
+
+def settle(
+    teacher: Teacher, wanted: str, *, first: Callable[[], TrainingBatch], needs: Needs, folder: Path, ranks: Ranks,
+    device: torch.device, candidates: Sequence[Backend] | None = None,
+) -> None:  # fmt: skip
+    """Make `teacher` use the backend that is `wanted` ("auto": the fastest), or go on with the one this trial began with.
+
+    All ranks call it together: rank 0's clock decides, and what cannot run on one rank is used on none. A teacher that is divided
+    between ranks, or has dropout, stays plain.
+
+    Args:
+        first: this rank's first micro-batch; not asked for where there is nothing to try.
+        candidates: what "auto" tries; all of CANDIDATES on a GPU, plain alone elsewhere.
+
+    Raises:
+        ConfigError: a backend that this hardware does not have.
+        TeacherError: fp8 answers beyond the gate.
+    """
+    if teacher.placement == "divided" or teacher.family.model.training:
+        return  # one that ranks gather together, or that drops out as PyTorch draws it, is computed layer by layer
+    kept = ranks.on_main(lambda: _kept(folder))
+    if kept is not None:
+        teacher.use(kept)
+        return
+    if wanted == "auto":
+        tries = CANDIDATES if device.type == "cuda" else CANDIDATES[:1]
+        tries = tuple(candidates) if candidates is not None else tries
+    else:
+        check(wanted, device)
+        tries = (cast(Backend, wanted),)
+    found: list[Tried] = []
+    if tries != ("plain",):
+        batch = first()
+        expected = teacher(batch, needs)
+        found = [_agreed(compare(teacher, backend, expected, batch=batch, needs=needs), ranks) for backend in tries]
+    if wanted == "fp8" and found[0].obstacle:
+        raise TeacherError(
+            f"teacher {teacher.info.path} in fp8", rule=found[0].obstacle, remedy="choose another speed.teacher_backend"
+        )
+    if wanted not in ("auto", "fp8") and found and found[0].obstacle:
+        raise ConfigError(f"speed.teacher_backend {wanted}", rule=found[0].obstacle, remedy="choose auto or plain")
+    right = [each for each in found if not each.obstacle]
+    chosen = min(right, key=lambda each: each.seconds or 0.0).backend if right else tries[0]
+    teacher.use(ranks.share(chosen))
+    if found and ranks.is_main:
+        kept_as = {"backend": teacher.backend, "tried": [asdict(each) for each in found]}
+        (folder / FILE).write_text(json.dumps(kept_as, indent=1) + "\n", encoding="utf-8")
+
+
+def check(wanted: str, device: torch.device) -> None:
+    """Refuse what this hardware does not have.
+
+    Raises:
+        ConfigError: CUDA graphs without CUDA, fp8 without hardware that multiplies it.
+    """
+    obstacle = {"fp8": fp8.obstacle(device), "graphs": "" if device.type == "cuda" else "there is no GPU here"}
+    if reason := obstacle.get(wanted):
+        raise ConfigError(f"speed.teacher_backend {wanted}", rule=reason, remedy="choose auto or plain")
+
+
+def facts(teacher: Teacher, folder: Path) -> dict[str, Any]:
+    """For the record: what computed the teacher, and what else was tried."""
+    file = folder / FILE
+    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {"backend": teacher.backend, "tried": told.get("tried", [])}
+
+
+def compare(teacher: Teacher, backend: Backend, expected: Signals, *, batch: TrainingBatch, needs: Needs) -> Tried:
+    """Ask the same in another way. A backend that fails to compile or run is an obstacle, not an error."""
+    try:
+        teacher.use(backend)
+        answer = teacher(batch, needs)
+        distance, divergence = distances(expected, answer)
+        seconds = timed(teacher, batch, needs)
+    except TeacherError:
+        raise
+    except Exception as error:  # whatever a compiler raises: the plain forward needs none
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return Tried(backend, obstacle=f"it does not run here: {type(error).__name__}: {first[:160]}")
+    limit = FP8_DISTANCE if backend == "fp8" else TOLERANCE.get(teacher.dtype, TOLERANCE[torch.float32])
+    obstacle = ""
+    if not distance <= limit:
+        obstacle = f"its answers differ from the plain forward's by {distance:.2g}, more than {limit:g}"
+    elif backend == "fp8" and divergence is not None and not divergence <= FP8_DIVERGENCE:
+        obstacle = f"its logits diverge by {divergence:.2g} nats, more than {FP8_DIVERGENCE:g}"
+    return Tried(backend, seconds, distance, divergence, obstacle)
+
+
+def distances(expected: Signals, answer: Signals) -> tuple[float, float | None]:
+    """(the largest relative distance of an answer, the logits' mean divergence in nats or None)."""
+    theirs = answer.tensors()
+    far = [
+        float((theirs[name].float() - ours.float()).norm() / ours.float().norm().clamp(min=1e-12))
+        for name, ours in expected.tensors().items()
+    ]
+    if expected.head is None or answer.head is None:
+        return max(far), None
+    plain, other = (head.logits().float().log_softmax(-1) for head in (expected.head, answer.head))
+    return max(far), float(functional.kl_div(other, plain, reduction="batchmean", log_target=True))
+
+
+def timed(teacher: Teacher, batch: TrainingBatch, needs: Needs) -> float:
+    """Median seconds of a forward, after a warm-up."""
+    device, times = batch.input_ids_BT.device, list[float]()
+    for _ in range(WARM_UP + ROUNDS):
+        begun = time.perf_counter()
+        teacher(batch, needs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[WARM_UP:])
+
+
+def _agreed(mine: Tried, ranks: Ranks) -> Tried:
+    """Rank 0's figures, with the first obstacle any rank met."""
+    everybodys = ranks.gather(asdict(mine))
+    first = next((each["obstacle"] for each in everybodys if each["obstacle"]), "")
+    return Tried(**{**everybodys[0], "obstacle": first})
+
+
+def _kept(folder: Path) -> Backend | None:
+    """What this trial began with; None where nothing was tried."""
+    file = folder / FILE
+    if not file.exists():
+        return None
+    kept = json.loads(file.read_text(encoding="utf-8"))["backend"]
+    return kept if kept in get_args(Backend) else None

@@ -1,0 +1,230 @@
+"""A teacher computed in another way is the same teacher, or is not used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness import cli, teacher_backends
+from harness.errors import ConfigError, TeacherError
+from harness.models import fp8
+from harness.models.signals import Needs, Signals
+from harness.models.teacher import Teacher, inspect
+from harness.ranks import Ranks
+from harness.study import validate
+from harness.teacher_backends import FILE, FP8_DISTANCE, FP8_DIVERGENCE, Tried, distances, facts, settle
+from harness.trainee import tiny_batch
+from tests.support.tiny import TinyStudy
+
+from . import model_zoo as zoo
+
+CPU = torch.device("cpu")
+EVERYTHING = Needs(logits="masked", states=frozenset({0, 2}), qkv=frozenset({2}))
+
+
+def load(path: str | Path) -> Teacher:
+    return Teacher(inspect(str(path)), device=CPU, dtype=torch.float32)
+
+
+def settled(teacher: Teacher, wanted: str, folder: Path, **changes: Any) -> None:
+    batch = tiny_batch(teacher.info.shape.vocab)
+    settle(
+        teacher, wanted, first=lambda: batch, needs=EVERYTHING, folder=folder, ranks=Ranks(), device=CPU, **changes
+    )  # fmt: skip
+
+
+# -- eight bits ----------------------------------------------------------------------------------------
+def test_a_linear_layer_in_eight_bits_is_as_close_as_eight_bits_are() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 48)
+    x = torch.randn(3, 5, 64) * torch.logspace(-4, 4, 5)[:, None]  # every token has a scale of its own
+    x[0, 0] = 0
+    exact, found = linear(x), fp8.Fp8Linear(linear)(x)
+    assert found.shape == exact.shape
+    assert found.dtype == exact.dtype
+    assert torch.equal(found[0, 0], linear.bias)
+    error = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert 0.005 < error[1:].max() < 0.06, "three bits of mantissa"
+
+
+def test_rows_come_back_from_eight_bits_to_their_rounding() -> None:
+    x = torch.tensor([[1.0, -448.0, 3.0, 0.01], [0.0, 0.0, 0.0, 0.0]])
+    small, scale = fp8.rowwise(x)
+    assert small.dtype == fp8.FP8
+    torch.testing.assert_close(small.float() * scale, x, rtol=2**-4, atol=1e-9)
+
+
+def test_layers_whose_sizes_do_not_fit_stay_as_they_are() -> None:
+    body = torch.nn.Sequential(
+        torch.nn.Linear(16, 24), torch.nn.Sequential(torch.nn.Linear(32, 16)), torch.nn.LayerNorm(16)
+    )
+    assert fp8.convert(body) == 1
+    assert isinstance(body[0], torch.nn.Linear)
+    assert isinstance(body[1][0], fp8.Fp8Linear)
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.ZOO if name != "gpt2"])
+def test_every_family_answers_in_eight_bits(name: str, tmp_path: Path) -> None:
+    zoo.build(zoo.config(name, hidden=48, intermediate=64)).float().save_pretrained(tmp_path)
+    plain, small = load(tmp_path), load(tmp_path)
+    needs = Needs(logits="masked", states=frozenset({3}), qkv=frozenset({2}))
+    before = small.weight_bytes
+    small.use("fp8")
+    distance, _ = distances(plain(tiny_batch(zoo.VOCAB), needs), small(tiny_batch(zoo.VOCAB), needs))
+    assert 0 < distance < 0.4, "weights are random and 48 wide"
+    assert small.weight_bytes < before
+
+
+def test_a_model_of_other_layers_is_refused_in_eight_bits(tmp_path: Path) -> None:
+    """GPT-2 multiplies by transposed weights of its own class."""
+    zoo.build(zoo.config("gpt2")).float().save_pretrained(tmp_path)
+    with pytest.raises(TeacherError, match="no linear layer"):
+        load(tmp_path).use("fp8")
+
+
+def test_the_shipped_teacher_passes_the_gate_of_eight_bits_and_a_spoilt_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp8, "obstacle", lambda device: "")
+    teacher = load("builtin")
+    settled(teacher, "fp8", tmp_path)
+    (told,) = facts(teacher, tmp_path)["tried"]
+    assert teacher.backend == "fp8"
+    assert 1e-4 < told["distance"] < FP8_DISTANCE
+    assert 1e-6 < told["divergence"] < FP8_DIVERGENCE
+    monkeypatch.setattr(fp8, "LARGEST", 0.02)  # rows scaled to where eight bits have few values left
+    (tmp_path / FILE).unlink()
+    with pytest.raises(TeacherError, match="differ from the plain forward's"):
+        settled(load("builtin"), "fp8", tmp_path)
+
+
+# -- the choice ----------------------------------------------------------------------------------------
+def test_without_a_gpu_nothing_is_tried_and_what_needs_one_is_refused(tmp_path: Path, tiny: TinyStudy) -> None:
+    teacher = load(tiny.teacher)
+    settled(teacher, "auto", tmp_path)
+    assert facts(teacher, tmp_path) == {"backend": "plain", "tried": []}
+    assert list(tmp_path.iterdir()) == []
+    for wanted in ("graphs", "fp8"):
+        with pytest.raises(ConfigError, match="no GPU"):
+            settled(teacher, wanted, tmp_path)
+
+
+class Imposter(Teacher):
+    """Its compiled forward answers something else; as CUDA graphs it does not run."""
+
+    def __call__(self, batch: Any, needs: Needs) -> Signals:
+        if self.backend == "graphs":
+            raise RuntimeError("no graphs today\nat all")
+        return super().__call__(batch, needs) if self.backend == "plain" else self._wrong(batch, needs)
+
+    def _wrong(self, batch: Any, needs: Needs) -> Signals:
+        self.backend = "plain"
+        found = super().__call__(batch, needs)
+        self.backend = "compiled"
+        found.states[2] = found.states[2] * 1.01
+        return found
+
+
+def test_what_answers_otherwise_or_fails_is_not_chosen_and_the_record_says_why(tmp_path: Path, tiny: TinyStudy) -> None:
+    teacher = Imposter(inspect(str(tiny.teacher)), device=CPU, dtype=torch.float32)
+    settled(teacher, "auto", tmp_path, candidates=("plain", "compiled", "graphs"))
+    assert teacher.backend == "plain"
+    plain, compiled, graphs = facts(teacher, tmp_path)["tried"]
+    assert plain["obstacle"] == ""
+    assert plain["distance"] == 0
+    assert compiled["distance"] == pytest.approx(0.01, rel=1e-3)
+    assert "differ from the plain forward's by 0.01" in compiled["obstacle"]
+    assert graphs["obstacle"] == "it does not run here: RuntimeError: no graphs today"
+    for wanted in ("compiled", "graphs"):
+        another = Imposter(inspect(str(tiny.teacher)), device=CPU, dtype=torch.float32)
+        with pytest.raises(ConfigError):
+            settled(another, wanted, tmp_path / wanted)
+
+
+def test_the_fastest_right_one_is_chosen_and_a_resumed_trial_keeps_it(
+    tmp_path: Path, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"plain": 3e-3, "compiled": 1e-3, "graphs": 2e-3}
+
+    def compared(teacher: Teacher, backend: Any, *_: Any, **__: Any) -> Tried:
+        return Tried(backend, seconds=speeds[backend], distance=0.0)
+
+    monkeypatch.setattr(teacher_backends, "compare", compared)
+    teacher, again = load(tiny.teacher), load(tiny.teacher)
+    settled(teacher, "auto", tmp_path, candidates=("plain", "compiled", "graphs"))
+    assert teacher.backend == "compiled"
+    speeds["plain"] = 1e-6
+    settled(again, "auto", tmp_path, candidates=("plain", "compiled", "graphs"))
+    assert again.backend == "compiled"
+
+
+def test_a_teacher_with_dropout_stays_as_it_is(tmp_path: Path, tiny: TinyStudy) -> None:
+    teacher = Teacher(inspect(str(tiny.teacher)), device=CPU, dtype=torch.float32, dropout=0.1)
+    settled(teacher, "compiled", tmp_path)
+    assert teacher.backend == "plain"
+
+
+# -- one micro-batch ahead -----------------------------------------------------------------------------
+OBJECTIVE = {"phases": [{"until": 0.5, "name": "tinybert"}, {"until": 0.8, "name": "mlm"}, {"name": "soft_targets"}]}
+
+
+@pytest.mark.parametrize("micro", [8, 4], ids=["one micro-batch", "two"])
+def test_asking_ahead_changes_nothing_but_when(
+    micro: int, tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same ledger and the same weights to the last bit, and no forward more than the ledger holds."""
+    arms = [{"name": "phases", "objective": OBJECTIVE}]
+    file = tiny.write(tmp_path / "ahead.yaml", arms=arms, budget="0.4 Gflop", batch={"sequences": 8}, checkpoints=0)
+    (tmp_path / "engine.json").write_text(json.dumps({"train_micro_batch_size_per_gpu": micro}), encoding="utf-8")
+    asked: list[int] = []
+    answer = Teacher.__call__
+    monkeypatch.setattr(
+        Teacher, "__call__", lambda self, batch, needs: (asked.append(1), answer(self, batch, needs))[1]
+    )
+    found = {}
+    for ahead in ("false", "true"):
+        asked.clear()
+        out = tmp_path / ahead
+        flags = [
+            "--set",
+            f"speed.overlap_teacher={ahead}",
+            "--ds_config",
+            str(tmp_path / "engine.json"),
+            "--seeds",
+            "1",
+        ]
+        assert cli.main(["run", "--study", str(file), "--out", str(out), *flags]) == 0
+        trial = out / "arms/phases/seed-1"
+        found[ahead] = (
+            json.loads((trial / "record.json").read_text(encoding="utf-8"))["charged"],
+            load_file(trial / "student/model.safetensors"), len(asked),
+        )  # fmt: skip
+    capsys.readouterr()
+    (charged, weights, calls), (charged_ahead, weights_ahead, calls_ahead) = found["false"], found["true"]
+    assert charged == charged_ahead
+    assert calls == calls_ahead
+    assert all(torch.equal(weights[name], weights_ahead[name]) for name in weights)
+
+
+def test_studies_that_cannot_ask_ahead_are_refused(tiny: TinyStudy) -> None:
+    tree = tiny.tree()
+    for speed, teacher, says in (
+        ({"overlap_teacher": True, "teacher_cache": True}, {}, "read, not asked"),
+        ({"teacher_backend": "fp8", "teacher_cache": True}, {}, "not remembered"),
+        ({"overlap_teacher": True}, {"dropout": 0.1}, "another order"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            validate({**tree, "speed": speed, "teacher": {**tree["teacher"], **teacher}}, where="here")
+
+
+def test_the_lost_files_name_is_the_trials(tmp_path: Path, tiny: TinyStudy) -> None:
+    """What a trial began with is read from its own folder alone; a word that is no backend is no choice."""
+    (tmp_path / FILE).write_text(json.dumps({"backend": "warp"}), encoding="utf-8")
+    teacher = load(tiny.teacher)
+    settled(teacher, "auto", tmp_path)
+    assert teacher.backend == "plain"
