@@ -152,7 +152,7 @@ class Trial:
                 self._pace(start=True)
                 given = coming or next(batches)
                 coming = next(batches) if self._asks_ahead(expected, phase) else None
-                terms = self._step(given, phase, then=coming)
+                terms = self._step(given, phase, coming)
                 self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)
                 self.progress.step += 1
                 self.progress.steps_by_phase[str(phase)] = self.progress.steps_by_phase.get(str(phase), 0) + 1
@@ -202,7 +202,7 @@ class Trial:
         after = (self.ledger.spent + self.ledger.price(expected)) / self.ledger.budget.limit
         return self.trainee.plan.phase_at(after) == phase
 
-    def _step(self, batches: list[Batch], phase: int, *, then: list[Batch] | None = None) -> dict[str, torch.Tensor]:
+    def _step(self, batches: list[Batch], phase: int, then: list[Batch] | None) -> dict[str, torch.Tensor]:
         """One optimizer step: forward and backward of every micro-batch, then the update; the terms' means.
 
         With a lookahead the teacher is asked for the following micro-batch, at the end for the first of `then`.

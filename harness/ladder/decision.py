@@ -179,10 +179,12 @@ def decide(
     best = value.argmax(axis=0)
     regret = value.max(axis=0) - value[chosen]
     wrong = best != chosen
-    # One run differs from the mean over all seeds by its own seed's luck; the pilot's seeds had theirs.
-    luck = np.sqrt(variance * n + noise.shared * (1 + 1 / n)) * rng.normal(size=value.shape)
+    # What the pilot's seeds did to all arms alike moves every outlook and no order; one more run has a seed's luck of its own.
+    shared = noise.shared * (n - 1) / rng.chisquare(n - 1, size=value.shape[1])
+    level = value + np.sqrt(shared / n) * rng.normal(size=value.shape[1])
+    luck = np.sqrt(variance * n + shared) * rng.normal(size=value.shape)
     outlooks = tuple(
-        _outlook(arm, budgets[arm], sign * value[i], sign * (value[i] + luck[i]), float((best == i).mean()))
+        _outlook(arm, budgets[arm], sign * level[i], sign * (level[i] + luck[i]), float((best == i).mean()))
         for i, arm in enumerate(arms)
     )
     spent = float(np.sum(x)) * len(arms)

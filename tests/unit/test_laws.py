@@ -158,12 +158,12 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_ledger(
     out, step = tmp_path / "run", Trial._step
     calls = 0
 
-    def fail_late(self: Trial, batches: list, phase: int) -> dict:
+    def fail_late(self: Trial, *given: Any) -> dict:
         nonlocal calls
         calls += 1
         if calls == 17:
             raise KeyboardInterrupt
-        return step(self, batches, phase)
+        return step(self, *given)
 
     monkeypatch.setattr(Trial, "_step", fail_late)
     run(tiny, out, "--arms", "no_kd", code=130)
@@ -221,10 +221,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_what_was
     out, step = tmp_path / "run", Trial._step
     calls = iter(range(100))
 
-    def fail_early(self: Trial, batches: list, phase: int) -> dict:
+    def fail_early(self: Trial, *given: Any) -> dict:
         if next(calls) == 3:
             raise KeyboardInterrupt
-        return step(self, batches, phase)
+        return step(self, *given)
 
     monkeypatch.setattr(Trial, "_step", fail_early)
     run(tiny, out, "--arms", "no_kd", code=130)

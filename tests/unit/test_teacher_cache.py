@@ -300,11 +300,11 @@ def test_a_resumed_run_with_a_remembered_teacher_is_the_uninterrupted_one(
     whole = run(study, tmp_path / "whole", *flags)
     step, calls = Trial._step, [0]
 
-    def fail_late(self: Trial, batches: list[Batch], phase: int) -> dict[str, torch.Tensor]:
+    def fail_late(self: Trial, *given: Any) -> dict:
         calls[0] += 1
         if calls[0] == 40:
             raise KeyboardInterrupt
-        return step(self, batches, phase)
+        return step(self, *given)
 
     monkeypatch.setattr(Trial, "_step", fail_late)
     out = run(study, tmp_path / "out", *flags, code=130)
