@@ -202,7 +202,7 @@ class Trial:
         after = (self.ledger.spent + self.ledger.price(expected)) / self.ledger.budget.limit
         return self.trainee.plan.phase_at(after) == phase
 
-    def _step(self, batches: list[Batch], phase: int, then: list[Batch] | None) -> dict[str, torch.Tensor]:
+    def _step(self, batches: list[Batch], phase: int, then: list[Batch] | None = None) -> dict[str, torch.Tensor]:
         """One optimizer step: forward and backward of every micro-batch, then the update; the terms' means.
 
         With a lookahead the teacher is asked for the following micro-batch, at the end for the first of `then`.
