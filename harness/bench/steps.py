@@ -18,11 +18,13 @@ import torch
 from harness.bench.breakdown import breakdown
 from harness.bench.peak import measured_link, measured_peak, memory_in_use
 from harness.bench.timing import WARM_UP, percentiles, wait
+from harness.budget import Account
 from harness.data.stream import prefetched
 from harness.environment import versions
 from harness.hardware import describe
 from harness.kernels.backend import choices
 from harness.models.signals import Signals
+from harness.models.teacher import Teacher
 from harness.trainee import Trainee, parameter_groups
 from harness.units import Unit
 
@@ -114,19 +116,26 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
 
 def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
     trial, times = contender.trial, contender.times
-    flop = sum(c.amount for meter in trial.meters for c in meter.next_step(0) if c.unit is Unit.FLOP)
+    charges = [c for meter in trial.meters for c in meter.next_step(0) if c.unit is Unit.FLOP]
+    flop = sum(c.amount for c in charges)
     step = percentiles(times["step"])
     seconds = step["p50_ms"] * 1e-3
     start = len(times["step"]) + WARM_UP
+    parts = breakdown(trial, range(start, start + BREAKDOWN_STEPS))
+    asked = sum(c.amount for c in charges if c.account is Account.TEACHER_FORWARD)
+    alone = sum(ms for part, ms in parts.items() if part not in ("data", "teacher"))
     row = {
         "name": contender.arm.arm.name,
         "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
         "step": step,
-        "breakdown_ms": breakdown(trial, range(start, start + BREAKDOWN_STEPS)),
+        "breakdown_ms": parts,
         "tokens_per_s": trial.stream.tokens_per_step / seconds,
         "flop_per_step": flop,
         "flop_per_s": flop / seconds,
         "mfu": flop / seconds / peak,
+        "teacher_mfu": asked / (1e-3 * parts["teacher"]) / peak if asked else None,
+        "student_mfu": (flop - asked) / (1e-3 * alone) / peak,
+        "teacher_backend": trial.teacher.backend if isinstance(trial.teacher, Teacher) else None,
         "input_stall": percentiles(times["input stall"])["p50_ms"] / step["p50_ms"],
         "bookkeeping": percentiles(times["bookkeeping"])["p50_ms"] / step["p50_ms"],
         "micro_batch": trial.engine.micro_batch,
