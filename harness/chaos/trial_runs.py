@@ -134,6 +134,12 @@ def charged_steps(out: Path, arm: str = "no_kd", seed: int = 1) -> list[Any]:
     return [steps[step] for step in sorted(steps)]
 
 
+def losses(out: Path, arm: str = "no_kd", seed: int = 1) -> dict[int, float]:
+    """The training loss of every logged step."""
+    lines = (out / "arms" / arm / f"seed-{seed}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
+
+
 def weights_of(out: Path, arm: str = "no_kd", seed: int = 1) -> bytes:
     """The exported student, byte for byte."""
     return (out / "arms" / arm / f"seed-{seed}" / "student" / "model.safetensors").read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from harness.chaos.faults import PLACES, Fault, signal_at
 from harness.chaos.interrupted import engine_config, stopped
 from harness.chaos.outcome import Outcome
-from harness.chaos.trial_runs import brief_study, charged_steps, launch, record, uninterrupted
+from harness.chaos.trial_runs import brief_study, charged_steps, launch, losses, record, uninterrupted
 
 NUMBER = 21
 FAULT = "world size 2 → 1 → 2 (universal checkpoint)"
@@ -50,12 +49,6 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
             wrong.append(f"stage {stage}: recorded {changes}")
     saw = f"ZeRO {stages}: ledger identical, loss within {worst:.1e} relative over all steps, both changes recorded"
     return Outcome(not wrong and worst <= TOLERANCE, "; ".join(wrong) or saw)
-
-
-def losses(out: Path) -> dict[int, float]:
-    """The training loss of every logged step."""
-    lines = next(out.glob("arms/*/*/metrics.jsonl")).read_text(encoding="utf-8").splitlines()
-    return {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
 
 
 def difference(mine: list[Any], theirs: list[Any]) -> str:
