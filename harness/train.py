@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from harness import branch, checkpoint, identity, resume, watchdog
+from harness import interruption, watchdog
 from harness.budget import Account, Charge, Ledger
 from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
@@ -38,8 +37,6 @@ from harness.units import Unit
 # A diverged run skips every step; a healthy fp16 run skips a few while its loss scale settles.
 MAX_SKIPPED_IN_A_ROW = 25
 LOG_POINTS = 120
-# A save may take this many times as long as any other stillness before it counts as a hang.
-SAVING_PATIENCE = 4.0
 
 
 class Watcher(Protocol):
@@ -125,7 +122,7 @@ class Trial:
             Preempted: a signal asked to stop; a checkpoint was saved.
         """
         self.measured.begin()
-        self._post_measured(starting=True)
+        self.post_measured(starting=True)
         started = time.monotonic() - self.progress.seconds
         logged_at, tokens_before = time.monotonic(), self.progress.step
         batches = prefetched(self.stream, self.progress.step, self.engine.device)
@@ -143,7 +140,7 @@ class Trial:
                 price = self.ledger.price(expected)
                 middle = (self.ledger.spent + price / 2) / self.ledger.budget.limit
                 if middle > 1 - self.schedule.cooldown:
-                    self._keep_trunk()
+                    interruption.keep_trunk(self)
                 self.engine.set_learning_rate(
                     learning_rate(self.schedule, self.peak_lr, self.trainee.plan.schedule_progress(min(1.0, middle))),
                     active=self.groups.active[phase],
@@ -174,7 +171,7 @@ class Trial:
                     logged_at, tokens_before = now, self.progress.step
                 self._milestones(fraction)
                 if self.ranks.add([float(self.stop_requested())])[0]:
-                    self._save()
+                    interruption.save(self)
                     raise Preempted(
                         f"stopped by a signal at step {self.progress.step}",
                         remedy="run again with --resume to continue",
@@ -188,9 +185,9 @@ class Trial:
                 rule=f"one step costs {self.ledger.price(expected)} {unit}, and {before:.4g} went before the first",
                 remedy="raise the budget",
             )
-        self._keep_trunk()  # where no step was left for the cooldown
+        interruption.keep_trunk(self)  # where no step was left for the cooldown
         self.measured.energy.settle()
-        self._post_measured()
+        self.post_measured()
         self.progress.seconds = time.monotonic() - started
         self.ledger.sync()
         return self.progress
@@ -252,6 +249,10 @@ class Trial:
         if found is not None and extend(self.progress.stragglers, found) and self.watcher is not None:
             self.watcher.say(f"{found} (steps {found.from_step} to {found.to_step})")
 
+    def resume(self) -> bool:
+        """Continue from the newest intact checkpoint (see `harness.interruption`); False when there is none to continue from."""
+        return interruption.resume_trial(self)
+
     # -- on the way --------------------------------------------------------------------------------
     def _log(self, loss: float, terms: dict[str, torch.Tensor], tokens_per_s: float) -> None:
         names = [name for name in terms if name != "total"]
@@ -278,9 +279,11 @@ class Trial:
         if self.follow is not None:
             self.follow(row)
 
-    def _post_measured(self, *, starting: bool = False) -> None:
+    def post_measured(self, *, starting: bool = False) -> None:
         """Post what was measured since the last posting: at the ends of spans that differ in account."""
-        charges = self._as_started(self.measured.flush()) if starting else self.measured.flush()
+        charges = self.measured.flush()
+        if starting:
+            charges = interruption.as_started(self, charges)
         if charges:
             self.ledger.post(charges, step=self.progress.step)
 
@@ -288,110 +291,16 @@ class Trial:
         """Validation and checkpoints at fixed fractions of the budget, the same for every arm."""
         if self.progress.curve < self.curve_points and fraction >= (self.progress.curve + 1) / (self.curve_points + 1):
             self.progress.curve += 1
-            self._post_measured()  # the point of the curve is read in the other currency too
+            self.post_measured()  # the point of the curve is read in the other currency too
             with self.measured.stage(Account.EVALUATION):
                 scores = self.validate() if self.validate is not None else {}
                 if self.snapshot is not None:
                     self.snapshot(self.progress.curve, fraction)
-            self._post_measured()
+            self.post_measured()
             if scores and self.ranks.is_main:
                 self._record(scores)
             elif scores:
                 self.progress.metric_rows += 1
         if self.progress.saves < self.saves and fraction >= (self.progress.saves + 1) / (self.saves + 1):
             self.progress.saves += 1
-            self._save()
-
-    # -- checkpoints -------------------------------------------------------------------------------
-    def _keep_trunk(self) -> None:
-        """Once, before the first step of the cooldown: what a run at a larger budget goes on from."""
-        if self.schedule.keep_trunk and not self.progress.trunk:
-            self.progress.trunk = True
-            self._save(branch.TRUNK)
-
-    def _save(self, place: str = "checkpoints") -> None:
-        watchdog.beat(f"the checkpoint of step {self.progress.step}", patience=SAVING_PATIENCE)
-        self._post_measured()
-        self.progress.energy = self.measured.energy.tally.state()
-        state = {
-            "ledger": self.ledger.state(), "progress": vars(self.progress), "identity": self.identity,
-            "overrides": self.overrides,
-        }  # fmt: skip
-
-        def write(folder: Path) -> None:
-            self.ledger.sync()
-            resume.write(folder, engine=self.engine, ranks=self.ranks)
-
-        with self.measured.stage(Account.CHECKPOINT):
-            checkpoint.save(self.directory / place, step=self.progress.step, state=state, ranks=self.ranks, write=write)
-            self.ranks.on_main(lambda: resume.note_made(self.directory))
-        # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.lost_since).
-        self._post_measured()
-
-    def resume(self) -> bool:
-        """Continue from the newest intact checkpoint; False when there is none to continue from.
-
-        Raises:
-            CheckpointError: none is intact or none is left of those made, it holds more than tensors, or what
-                this run is differs from what wrote it and the difference is not allowed.
-        """
-        found = self.ranks.on_main(lambda: resume.newest(self.directory))
-        if found is None:
-            # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
-            lost = self._lost_since(self.ledger.state())
-            if lost:
-                self.ledger.restore(self.ledger.state(), instead=[*lost, *self._start_so_far()])
-            if lost and self.watcher is not None:
-                self.watcher.say(
-                    "no checkpoint was saved before the interruption: begins again; what it had done is LOST"
-                )
-            return False
-        folder, state, passed_over = found
-        then = state.get("identity") or {}
-        if self.ranks.share(branch.is_branch(self.directory)):
-            then = branch.as_own(then, self.identity)
-        changed = identity.permit(then, self.identity, self.allowed, what=f"a checkpoint of step {folder.name[5:]}")
-        self.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(self.overrides, changed))
-        resume.read(folder, engine=self.engine, ranks=self.ranks, written_by=then["world_size"]["ranks"])
-        longer = state["ledger"]["limit"] != self.ledger.budget.limit
-        ledger = resume.rebased(state["ledger"], self.ledger) if changed or longer else state["ledger"]
-        lost = self._lost_since(ledger)
-        self.progress = Progress(**state["progress"])
-        self._tell_passed_over(folder, passed_over)
-        self.measured.energy.tally.restore(self.progress.energy)
-        # A branch starts once, like any run: that its trunk had started too is in its ledger already.
-        self.resumed = not longer
-        self.ledger.restore(ledger, instead=[*lost, *self._start_so_far()], step=self.progress.step)
-        if longer:
-            # Milestones lie at fractions of a budget: this one's, from here on.
-            self.progress.saves = int(self.ledger.fraction_spent * (self.saves + 1))
-            self.progress.trunk = False
-        metrics = self.directory / "metrics.jsonl"
-        if self.ranks.is_main and metrics.exists():
-            rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            shorter = metrics.with_suffix(".tmp")  # killed here, the file has all its rows or the right ones
-            shorter.write_text("".join(rows[: self.progress.metric_rows]), encoding="utf-8")
-            os.replace(shorter, metrics)
-        return True
-
-    def _tell_passed_over(self, folder: Path, reasons: list[str]) -> None:
-        """That newer checkpoints were bad goes onto the screen and into the record."""
-        told = [f"resumed from {folder.name}, because {reason}" for reason in reasons]
-        self.progress.passed_over += [text for text in told if text not in self.progress.passed_over]
-        if self.watcher is not None:
-            for text in told:
-                self.watcher.say(text)
-
-    def _lost_since(self, state: dict[str, Any]) -> list[Charge]:
-        """Only rank 0 keeps the files that know what was lost; all ranks post it, so their ledgers stay equal."""
-        left_behind = self.open_time.left_behind() if self.open_time is not None else []
-        return self.ranks.on_main(lambda: [*self.ledger.lost_since(state), *left_behind])
-
-    def _start_so_far(self) -> list[Charge]:
-        """This start until now: a kill before the first step must not hide it."""
-        self.measured.starting()
-        return self._as_started(self.measured.flush())
-
-    def _as_started(self, charges: list[Charge]) -> list[Charge]:
-        """The first start is in the ledger already; that there is another is the interruption's doing."""
-        return [replace(charge, account=Account.LOST) for charge in charges] if self.resumed else charges
+            interruption.save(self)

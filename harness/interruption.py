@@ -1,0 +1,115 @@
+"""What a trial leaves for its next life, and how it goes on: checkpoints, the trunk, and the work that was lost."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import branch, checkpoint, identity, resume, watchdog
+from harness.budget import Account, Charge
+
+if TYPE_CHECKING:
+    from harness.train import Trial
+
+# A save may take this many times as long as any other stillness before it counts as a hang.
+SAVING_PATIENCE = 4.0
+
+
+def keep_trunk(trial: Trial) -> None:
+    """Once, before the first step of the cooldown: what a run at a larger budget goes on from."""
+    if trial.schedule.keep_trunk and not trial.progress.trunk:
+        trial.progress.trunk = True
+        save(trial, branch.TRUNK)
+
+
+def save(trial: Trial, place: str = "checkpoints") -> None:
+    watchdog.beat(f"the checkpoint of step {trial.progress.step}", patience=SAVING_PATIENCE)
+    trial.post_measured()
+    trial.progress.energy = trial.measured.energy.tally.state()
+    state = {
+        "ledger": trial.ledger.state(), "progress": vars(trial.progress), "identity": trial.identity,
+        "overrides": trial.overrides,
+    }  # fmt: skip
+
+    def write(folder: Path) -> None:
+        trial.ledger.sync()
+        resume.write(folder, engine=trial.engine, ranks=trial.ranks)
+
+    with trial.measured.stage(Account.CHECKPOINT):
+        checkpoint.save(trial.directory / place, step=trial.progress.step, state=state, ranks=trial.ranks, write=write)
+        trial.ranks.on_main(lambda: resume.note_made(trial.directory))
+    # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.lost_since).
+    trial.post_measured()
+
+
+def resume_trial(trial: Trial) -> bool:
+    """Continue from the newest intact checkpoint; False when there is none to continue from.
+
+    Raises:
+        CheckpointError: none is intact or none is left of those made, it holds more than tensors, or what
+            this run is differs from what wrote it and the difference is not allowed.
+    """
+    found = trial.ranks.on_main(lambda: resume.newest(trial.directory))
+    if found is None:
+        # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
+        lost = _lost_since(trial, trial.ledger.state())
+        if lost:
+            trial.ledger.restore(trial.ledger.state(), instead=[*lost, *_start_so_far(trial)])
+        if lost and trial.watcher is not None:
+            trial.watcher.say("no checkpoint was saved before the interruption: begins again; what it had done is LOST")
+        return False
+    folder, state, passed_over = found
+    then = state.get("identity") or {}
+    if trial.ranks.share(branch.is_branch(trial.directory)):
+        then = branch.as_own(then, trial.identity)
+    changed = identity.permit(then, trial.identity, trial.allowed, what=f"a checkpoint of step {folder.name[5:]}")
+    trial.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(trial.overrides, changed))
+    resume.read(folder, engine=trial.engine, ranks=trial.ranks, written_by=then["world_size"]["ranks"])
+    longer = state["ledger"]["limit"] != trial.ledger.budget.limit
+    ledger = resume.rebased(state["ledger"], trial.ledger) if changed or longer else state["ledger"]
+    lost = _lost_since(trial, ledger)
+    trial.progress = type(trial.progress)(**state["progress"])
+    _tell_passed_over(trial, folder, passed_over)
+    trial.measured.energy.tally.restore(trial.progress.energy)
+    # A branch starts once, like any run: that its trunk had started too is in its ledger already.
+    trial.resumed = not longer
+    trial.ledger.restore(ledger, instead=[*lost, *_start_so_far(trial)], step=trial.progress.step)
+    if longer:
+        # Milestones lie at fractions of a budget: this one's, from here on.
+        trial.progress.saves = int(trial.ledger.fraction_spent * (trial.saves + 1))
+        trial.progress.trunk = False
+    metrics = trial.directory / "metrics.jsonl"
+    if trial.ranks.is_main and metrics.exists():
+        rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        shorter = metrics.with_suffix(".tmp")  # killed here, the file has all its rows or the right ones
+        shorter.write_text("".join(rows[: trial.progress.metric_rows]), encoding="utf-8")
+        os.replace(shorter, metrics)
+    return True
+
+
+def _tell_passed_over(trial: Trial, folder: Path, reasons: list[str]) -> None:
+    """That newer checkpoints were bad goes onto the screen and into the record."""
+    told = [f"resumed from {folder.name}, because {reason}" for reason in reasons]
+    trial.progress.passed_over += [text for text in told if text not in trial.progress.passed_over]
+    if trial.watcher is not None:
+        for text in told:
+            trial.watcher.say(text)
+
+
+def _lost_since(trial: Trial, state: dict[str, Any]) -> list[Charge]:
+    """Only rank 0 keeps the files that know what was lost; all ranks post it, so their ledgers stay equal."""
+    left_behind = trial.open_time.left_behind() if trial.open_time is not None else []
+    return trial.ranks.on_main(lambda: [*trial.ledger.lost_since(state), *left_behind])
+
+
+def _start_so_far(trial: Trial) -> list[Charge]:
+    """This start until now: a kill before the first step must not hide it."""
+    trial.measured.starting()
+    return as_started(trial, trial.measured.flush())
+
+
+def as_started(trial: Trial, charges: list[Charge]) -> list[Charge]:
+    """The first start is in the ledger already; that there is another is the interruption's doing."""
+    return [replace(charge, account=Account.LOST) for charge in charges] if trial.resumed else charges
