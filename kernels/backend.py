@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +22,11 @@ _preferred: Backend = "auto"
 _ran: dict[str, set[str]] = {}
 # Products made by kernels of ours, which no counter of PyTorch's operators sees.
 _flop: dict[str, int] = {}
+
+# Two float32 score tiles of 128 × 128 are 128 KiB, half of an SM's registers: the longest sequence of one tile.
+TILE = 128
+# Older Triton's compiler gives up on one tile's kernel for Blackwell: 3.6.0 and 3.7.1 do, 3.8.0 and 3.9.0 compile it.
+BLACKWELL, COMPILES_FOR_BLACKWELL = (10, 0), (3, 8)
 
 # tl.dot's tiles are at least 16 wide, and beyond 256 numbers per head a tile no longer fits on the chip.
 MAX_HEAD_SIZE = 256
@@ -117,7 +123,22 @@ def tile_refusal(*heads: Tensor) -> str | None:
     if size > MAX_HEAD_SIZE:
         return f"heads of {size} numbers do not fit on the chip (at most {MAX_HEAD_SIZE})"
     types = sorted({str(x.dtype).removeprefix("torch.") for x in heads})
-    return None if len(types) == 1 else f"student and teacher differ in type ({' and '.join(types)})"
+    if len(types) > 1:
+        return f"student and teacher differ in type ({' and '.join(types)})"
+    return _compiler_refusal(heads[0])
+
+
+def _compiler_refusal(head: Tensor) -> str | None:
+    """Why the installed Triton cannot compile what these (…, T, d) heads need; None when it can."""
+    if head.shape[-2] > TILE or not head.is_cuda or torch.cuda.get_device_capability(head.device) < BLACKWELL:
+        return None
+    try:
+        installed = version("triton")
+    except PackageNotFoundError:
+        return None  # the choice has a better reason for that
+    if tuple(int(number) for number in installed.split(".")[:2]) >= COMPILES_FOR_BLACKWELL:
+        return None
+    return f"triton {installed} does not compile it for Blackwell; 3.8 does"
 
 
 def differentiated(*tensors: Tensor | None) -> tuple[Any, ...]:

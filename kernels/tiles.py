@@ -19,15 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import on_device
+from .backend import TILE, on_device
 
 LOG2E = 1.4426950408889634
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # Far below any score yet finite: masked minus masked is 0, and exp2 of it is exactly 0.
 MASKED: tl.constexpr = tl.constexpr(-1e30)
-
-# Two float32 score tiles of 128 × 128 are 128 KiB, half of an SM's registers: the longest sequence of one tile.
-TILE = 128
 
 # Score · scale − maximum is one instruction only if the compiler may fuse it: triton 3.10 will not unless told to.
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}

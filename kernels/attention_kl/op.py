@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import Backend, Choice, choose, ran, register_pairs, tile_refusal
+from ..backend import TILE, Backend, Choice, choose, ran, register_pairs, tile_refusal
 from . import eager, reference
 
 
@@ -21,7 +21,6 @@ def attention_kl(
     """reference.attention_kl's loss by the backend that `chosen` names: same definition, guarantees and errors."""
     choice = ran("attention_kl", chosen(q_s, k_s, q_t, k_t, backend=backend))
     if choice.backend == "triton":
-        from ..tiles import TILE  # imports triton, which a CPU machine need not have
         from . import triton_kernel
 
         student, teacher = ((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]) for q in (q_s, q_t))

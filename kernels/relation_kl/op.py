@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import Backend, Choice, choose, ran, register_pairs, tile_refusal
+from ..backend import TILE, Backend, Choice, choose, ran, register_pairs, tile_refusal
 from . import eager, reference
 
 
@@ -20,7 +20,6 @@ def relation_kl(
     """reference.relation_kl's loss by the backend that `chosen` names: same definition, guarantees and errors."""
     choice = ran("relation_kl", chosen(student_BTH, teacher_BTG, heads=heads, backend=backend))
     if choice.backend == "triton":
-        from ..tiles import TILE  # imports triton, which a CPU machine need not have
         from . import triton_kernel
 
         products = (3, 1) if student_BTH.shape[1] <= TILE else (3, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention_kl.reference import check_heads
-from ..backend import Backend, Choice, choose, ran, register_pairs, tile_refusal
+from ..backend import TILE, Backend, Choice, choose, ran, register_pairs, tile_refusal
 from . import eager, reference
 from .reference import score_count
 
@@ -26,7 +26,6 @@ def score_sse(
     """reference.score_sse's loss by the backend that `chosen` names: same definition, guarantees and errors."""
     choice = ran("score_sse", chosen(q_s, k_s, q_t, k_t, head_average=head_average, backend=backend))
     if choice.backend == "triton":
-        from ..tiles import TILE  # imports triton, which a CPU machine need not have
         from . import triton_kernel
 
         student, teacher = ((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]) for q in (q_s, q_t))

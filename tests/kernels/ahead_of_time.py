@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from harness.kernels.attention_kl.triton_kernel import attention_kl
+from harness.kernels.backend import COMPILES_FOR_BLACKWELL
 from harness.kernels.relation_kl.triton_kernel import relation_kl
 from harness.kernels.score_mse.triton_kernel import score_sse
 from harness.kernels.soft_cross_entropy.triton_kernel import soft_cross_entropy
@@ -180,7 +181,14 @@ def binaries(cases: dict[str, Callable[[], None]], architectures: list[str]) -> 
                 continue
             seen.add(str(launch))
             for architecture in architectures:
-                yield compiled(case, launch, architecture)
+                if not refused(launch.kernel.fn.__name__, architecture):
+                    yield compiled(case, launch, architecture)
+
+
+def refused(kernel: str, architecture: str) -> bool:
+    """Whether the ops refuse to launch this kernel there with the installed Triton (`backend.tile_refusal`)."""
+    installed = tuple(int(number) for number in triton.__version__.split(".")[:2])
+    return kernel.endswith("_tile") and architecture == "sm_100" and installed < COMPILES_FOR_BLACKWELL
 
 
 if __name__ == "__main__":

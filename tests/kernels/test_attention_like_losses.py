@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -241,6 +241,24 @@ def test_the_choice_of_a_backend_is_named_with_its_reason() -> None:
         relation_op.relation_kl(student, teacher, heads=2, backend="triton")
     with pytest.raises(ValueError, match=r"kernels 'fast'.*auto, triton, eager, reference"):
         relation_op.chosen(student, teacher, heads=2, backend="fast")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("capability", "tokens", "installed", "refused"),
+    [
+        ((10, 0), 128, "3.7.1", True), ((12, 0), 64, "3.6.0", True), ((10, 0), 128, "3.8.0", False),
+        ((10, 0), 128, "3.10.0", False), ((10, 0), 129, "3.7.1", False), ((9, 0), 128, "3.7.1", False),
+    ],
+)  # fmt: skip
+def test_tiles_that_an_old_triton_cannot_compile_for_blackwell_are_refused_with_the_reason(
+    capability: tuple[int, int], tokens: int, installed: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python -m tests.kernels.ahead_of_time --all` finds them; kernels for longer sequences compile everywhere."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(backend, "version", lambda package: installed)
+    head = SimpleNamespace(shape=(2, 4, tokens, 64), dtype=torch.bfloat16, is_cuda=True, device="cuda:0")
+    found = backend.tile_refusal(head, head)  # type: ignore[arg-type]
+    assert found == (f"triton {installed} does not compile it for Blackwell; 3.8 does" if refused else None)
 
 
 def test_a_preference_holds_for_the_process_and_what_ran_is_kept_for_the_record() -> None:

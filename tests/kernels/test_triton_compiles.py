@@ -41,4 +41,7 @@ def test_every_shape_compiles_for_ampere_hopper_and_blackwell() -> None:
     made = list(ahead_of_time.binaries(ahead_of_time.ALL, list(ahead_of_time.ARCHITECTURES)))
     for binary in made:
         check(binary)
-    assert {(b.kernel, b.architecture) for b in made} == {(k, a) for k in KERNELS for a in ahead_of_time.ARCHITECTURES}
+    wanted = {
+        (kernel, a) for kernel in KERNELS for a in ahead_of_time.ARCHITECTURES if not ahead_of_time.refused(kernel, a)
+    }
+    assert {(binary.kernel, binary.architecture) for binary in made} == wanted
