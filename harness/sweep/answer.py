@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -103,9 +103,9 @@ def _same_method(found: Found) -> list[Line]:
     for first, second in combinations(found.challengers, 2):
         if specs[first.name][0] == specs[second.name][0] and specs[first.name][1] != specs[second.name][1]:
             line = _line(found, first.name, second.name)
-            lines.append(
-                Line(first.name, f"{first.name} against {second.name}: {line.sentence}", line.data, line.along)
-            )
+            if not (first.name in line.sentence and second.name in line.sentence):
+                line = replace(line, sentence=f"{first.name} against {second.name}: {line.sentence}")
+            lines.append(line)
     return lines
 
 

@@ -35,7 +35,9 @@ def points(found: Found) -> Table:
             spread = analysis.spread(metric)
             half = effect.half_width if effect else None
             shown = "–" if effect is None else numbers.signed(effect.mean_difference, metric, spread=half)
-            first = Cell(at(found, each.x) if number_ == 0 else "", detail=each.point.label if number_ == 0 else "")
+            first = Cell(
+                at(found, each.x) if number_ == 0 else "", detail=(each.point.spec.label or "") if number_ == 0 else ""
+            )
             run = arm.done[0].record
             shared = any(r.record.get("shared_with") for r in arm.done)
             rows.append(
