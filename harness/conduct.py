@@ -19,6 +19,7 @@ import torch
 
 from harness import alarms, branch, controls, environment
 from harness.budget import Account, Charge, Ledger, parse_postings
+from harness.compiling import compile_ahead, refuse_to_compile
 from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import evaluation_batches
 from harness.engine import Engine, device_of
@@ -250,6 +251,9 @@ class Conductor:
             for place in (self.directory.root, folder):
                 write_json(place / "environment.json", facts)
         label = f"{control.label if control else arm.arm.name} · seed {seed}"
+        if trial.trainee.compiled:
+            beat(f"compiling the student of {label}", patience=TRYING_PATIENCE)
+            compile_ahead(trial)
         self.tell.begin(label, trial.ledger.budget.limit, trial.ledger.budget.unit)
         try:
             trial.run()
@@ -315,6 +319,7 @@ class Conductor:
             trainee, groups.groups, setting.ds_config, sequences=study.batch.sequences, ranks=self.ranks,
             betas=study.optimizer.betas, eps=study.optimizer.eps, clip=study.optimizer.clip,
         )  # fmt: skip
+        trainee.compiled = study.speed.compile_student
         stream = stream_of(study, setting.corpus, seed=seed, micro_batch=engine.micro_batch, ranks=self.ranks)
         teacher, cache = remembered or asked_teacher(arm, plan, setting.ds_config, self.ranks), None
         ahead = None
@@ -366,6 +371,8 @@ class Conductor:
             )  # fmt: skip
         backend.forget()
         backend.prefer(wanted)
+        if self.setting.study.speed.compile_student:
+            refuse_to_compile(self.setting.ds_config)
 
     def executed(self, trainee: Trainee, arm: ArmSetting) -> tuple[list[int] | None, str]:
         """FLOPs that student and objective execute in one global step, phase by phase; or None and why not."""

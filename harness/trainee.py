@@ -6,7 +6,9 @@ partitions every weight that forward touches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +39,8 @@ class Trainee(nn.Module):
         self.plan = plan
         self.shape = shape
         self.recompute = recompute
+        self.compiled = False
+        self._walks: dict[Needs, Callable[..., Signals]] = {}
 
     def forward(self, batch: TrainingBatch, teacher: Signals, phase: int) -> dict[str, torch.Tensor]:
         """Loss terms of a training phase, or sums over predicted positions when `phase` is VALIDATION.
@@ -58,14 +62,25 @@ class Trainee(nn.Module):
         }
 
     def signals(self, batch: TrainingBatch, needs: Needs) -> Signals:
-        return run(
-            family_of(self.student, self.shape),
-            needs,
-            input_ids_BT=batch.input_ids_BT,
-            positions_N=batch.positions_N,
-            attention_mask_BT=batch.attention_mask_BT,
-            recompute=self.recompute,
+        # Compiled for training alone: a validation is a few batches of another size.
+        walk = self._compiled_walk(needs) if self.compiled and torch.is_grad_enabled() else self._walk(needs)
+        return walk(
+            input_ids_BT=batch.input_ids_BT, positions_N=batch.positions_N, attention_mask_BT=batch.attention_mask_BT
         )
+
+    def _walk(self, needs: Needs) -> Callable[..., Signals]:
+        return partial(run, family_of(self.student, self.shape), needs, recompute=self.recompute)
+
+    def _compiled_walk(self, needs: Needs) -> Callable[..., Signals]:
+        """The student's forward through torch.compile; compiled at its first call, its backward at the first of those."""
+        if needs not in self._walks:
+            walk = self._walk(needs)
+
+            def compiled(**inputs: torch.Tensor | None) -> Signals:
+                return walk(**inputs)
+
+            self._walks[needs] = torch.compile(compiled, dynamic=False)
+        return self._walks[needs]
 
 
 @dataclass

@@ -57,6 +57,7 @@ class Variation:
     other_precision: bool = False
     backend: Teaching = "plain"
     ahead: bool = False
+    compiled_student: bool = False
     remembered: bool = False
 
     def asks(self, needs: Needs, more: Needs) -> Needs:
@@ -100,6 +101,7 @@ def variations() -> list[Variation]:
         Variation(half, other_precision=True),
         Variation("compiled teacher put in", backend="compiled"),
         *on_gpu,
+        Variation("compiled student put in", compiled_student=True),
         Variation("teacher's cache put in, all logits", remembered=True),
     ]
 
@@ -212,6 +214,7 @@ def _stepper(
     trainee = Trainee(arm.student(seed=0), arm.shape, arm.plan())
     groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, arm.study.optimizer)
     trainee.to(device)
+    trainee.compiled = variation.compiled_student
     optimizer = torch.optim.AdamW(groups.groups, lr=1e-6, fused=True)
     plan = trainee.plan
     teacher = _teacher(conductor, arm, plan, variation, steps=steps)

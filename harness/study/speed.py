@@ -31,13 +31,15 @@ class SpeedSpec(Spec):
     hand-formed gradient, `reference` the definition in plain autograd. `teacher_backend` is how the teacher's forward is computed:
     `plain` layer by layer, `compiled` by torch.compile, `graphs` compiled and replayed as CUDA graphs, `fp8` with 8-bit products
     if its answers pass a gate; `auto` tries the first three on a GPU and takes the fastest that answers as plain does, and is
-    `plain` elsewhere. Compiling costs seconds at the start (STARTUP). `overlap_teacher` asks for the next micro-batch while the
+    `plain` elsewhere. `compile_student` runs the student's forward and backward through torch.compile. Compiling costs seconds
+    at the start (STARTUP) and pays in runs of minutes. `overlap_teacher` asks for the next micro-batch while the
     student's backward runs. `teacher_cache` (true, or its options) writes what an objective asks of the teacher to disk, once
     for every sample, and reads it from there.
     """
 
     kernels: Literal["auto", "triton", "eager", "reference"] = "auto"
     teacher_backend: Literal["auto", "plain", "compiled", "graphs", "fp8"] = "auto"
+    compile_student: bool = False
     overlap_teacher: bool = False
     teacher_cache: TeacherCacheSpec | None = None
 

@@ -66,3 +66,48 @@ def test_triton_is_refused_where_it_cannot_run(
     flags = ["--set", "speed.kernels=triton", "--out", str(tmp_path / "out")]
     assert cli.main(["run", "--study", str(tiny.file), *flags]) == 2
     assert "there is no GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same_and_pays_for_compiling_before_its_first_step(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is interrupted by a validation, which is not compiled, and where the objective changes on the way."""
+    arms = [
+        {
+            "name": "late",
+            "objective": {"phases": [{"until": 0.5, "name": "minilmv2", "relation_heads": 8}, {"name": "mlm"}]},
+        }
+    ]
+    file = tiny.write(tmp_path / "late.yaml", arms=arms)
+    found = {}
+    for compiled in ("false", "true"):
+        out = tmp_path / compiled
+        assert (
+            cli.main(["run", "--study", str(file), "--set", f"speed.compile_student={compiled}", "--out", str(out)])
+            == 0
+        )
+        trial = out / "arms/late/seed-1"
+        rows = [json.loads(row) for row in (trial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        record = json.loads((trial / "record.json").read_text(encoding="utf-8"))
+        found[compiled] = record, [row["loss"] for row in rows if "loss" in row]
+    capsys.readouterr()
+    (plain, losses), (compiled, theirs) = found["false"], found["true"]
+    assert compiled["charged"] == plain["charged"]
+    assert compiled["steps"] == plain["steps"]
+    assert theirs == pytest.approx(losses, rel=1e-4)
+    start, step = (compiled["accounts"][name]["gpu-second"] for name in ("STARTUP", "STUDENT_STEP"))
+    assert start > plain["accounts"]["STARTUP"]["gpu-second"] + 2, "compiling takes seconds"
+    assert step < start
+
+
+@pytest.mark.parametrize(
+    "engine", [{"zero_optimization": {"stage": 3}}, {"activation_checkpointing": {"enabled": True}}]
+)
+def test_engines_that_a_compiled_student_cannot_have_are_refused(
+    engine: dict, tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "engine.json").write_text(json.dumps(engine), encoding="utf-8")
+    flags = ["--set", "speed.compile_student=true", "--ds_config", str(tmp_path / "engine.json"), "--arms", "no_kd"]
+    assert cli.main(["run", "--study", str(tiny.file), "--out", str(tmp_path / "out"), *flags]) == 2
+    assert "speed.compile_student" in capsys.readouterr().err
