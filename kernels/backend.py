@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
 import torch
@@ -133,12 +132,12 @@ def _compiler_refusal(head: Tensor) -> str | None:
     if head.shape[-2] > TILE or not head.is_cuda or torch.cuda.get_device_capability(head.device) < BLACKWELL:
         return None
     try:
-        installed = version("triton")
-    except PackageNotFoundError:
+        import triton
+    except ImportError:
         return None  # the choice has a better reason for that
-    if tuple(int(number) for number in installed.split(".")[:2]) >= COMPILES_FOR_BLACKWELL:
+    if tuple(int(number) for number in triton.__version__.split(".")[:2]) >= COMPILES_FOR_BLACKWELL:
         return None
-    return f"triton {installed} does not compile it for Blackwell; 3.8 does"
+    return f"triton {triton.__version__} does not compile it for Blackwell; 3.8 does"
 
 
 def differentiated(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -255,7 +255,7 @@ def test_tiles_that_an_old_triton_cannot_compile_for_blackwell_are_refused_with_
 ) -> None:
     """As `python -m tests.kernels.ahead_of_time --all` finds them; kernels for longer sequences compile everywhere."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(backend, "version", lambda package: installed)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=installed))
     head = SimpleNamespace(shape=(2, 4, tokens, 64), dtype=torch.bfloat16, is_cuda=True, device="cuda:0")
     found = backend.tile_refusal(head, head)  # type: ignore[arg-type]
     assert found == (f"triton {installed} does not compile it for Blackwell; 3.8 does" if refused else None)
