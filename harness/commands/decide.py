@@ -71,14 +71,14 @@ def prepare_pilot(options: argparse.Namespace) -> tuple[Pilot, Sweep]:
     """
     from harness.budget import Budget
     from harness.study.keys import assign
-    from harness.study.reading import SWEEP, read
+    from harness.study.reading import SWEEP, apply, read
     from harness.sweep.expand import expand
     from harness.sweep.pilot import Pilot, rungs_of, tree_of
 
     if options.students is not None and options.students < 1:
         raise ConfigError(f"--students {options.students}", rule="a teacher is shared by one or more", remedy="give 1")
     purse, share = Budget.parse(options.budget), share_of(options.pilot)
-    tree = read(options.study, seeds=seeds_of(options), assignments=options.assignments)
+    tree = read(options.study, seeds=seeds_of(options))
     if SWEEP in tree:
         raise ConfigError(
             f"study {options.study!r} is a sweep", rule="a pilot makes its own ladder of budgets",
@@ -88,6 +88,7 @@ def prepare_pilot(options: argparse.Namespace) -> tuple[Pilot, Sweep]:
         # What the study says of its own teacher is not true of another one.
         tree["teacher"] = {}
         assign(tree, "teacher.path", options.teacher)
+    apply(tree, options.assignments)
     arms = arms_of(options)
     # Arms and seeds decide how much a rung costs: counted in a study that was read and checked.
     whole = expand(tree_of(tree, purse, (purse.limit / 2, purse.limit)), where=options.study, arms=arms)

@@ -70,6 +70,20 @@ def read(
         raise ConfigError(
             f"study {study}", rule="a study file is a mapping of keys", remedy="see harness/studies/quickstart.yaml"
         )
+    apply(tree, assignments)
+    if budget is not None:
+        tree["budget"] = budget
+    if seeds is not None:
+        tree["seeds"] = seeds
+    return tree
+
+
+def apply(tree: dict[str, Any], assignments: list[str] | None) -> None:
+    """Carry out the command line's --set KEY=VALUE, in their order.
+
+    Raises:
+        ConfigError: an assignment that is none, a value that is no YAML, a key that leads nowhere.
+    """
     for assignment in assignments or []:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
@@ -81,11 +95,6 @@ def read(
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {assignment}", rule="the value is not YAML", remedy="quote it") from error
         assign(tree, key, number(value))
-    if budget is not None:
-        tree["budget"] = budget
-    if seeds is not None:
-        tree["seeds"] = seeds
-    return tree
 
 
 def only_arms(spec: StudySpec, arms: list[str], *, where: str) -> StudySpec:

@@ -24,6 +24,7 @@ from harness.ranks import Ranks
 from harness.rundir import RunDirectory, read_json, write_json
 from harness.sweep import stand_in
 from harness.sweep.expand import Sweep, expand
+from harness.sweep.kinds import check_places
 
 if TYPE_CHECKING:
     from harness.setting import ArmSetting, Setting
@@ -51,6 +52,7 @@ def check(sweep: Sweep, try_out: Callable[[StudySpec], Any], *, complete: bool =
 
     `complete` is False for a plan, which fetches nothing. Returns what `try_out` said, teachers first. Raises what it raises: nothing has been spent.
     """
+    check_places(sweep)
     with tempfile.TemporaryDirectory(prefix=STAND_INS) as folder:
         places = {
             run.folder: str(stand_in.write(run, Path(folder) / run.folder, complete=complete)) for run in sweep.teachers

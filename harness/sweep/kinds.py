@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
 from harness.rundir import read_json
+from harness.study import StudySpec
 from harness.study.accounting import Amortised
 from harness.sweep.expand import Point, Sweep
 from harness.units import Unit
@@ -30,6 +32,53 @@ class Kind:
 def place(sweep: Sweep, point: Point, root: Path) -> float | None:
     """Where a point lies: as the file says, else as its study or its teacher's record tells."""
     return float(point.spec.at) if point.spec.at is not None else KINDS[sweep.spec.kind].position(sweep, point, root)
+
+
+def check_places(sweep: Sweep) -> None:
+    """Refuse, before anything is spent, a sweep whose points no answer could be read from.
+
+    Places that only a trained teacher tells are not known yet and are not compared.
+
+    Raises:
+        ConfigError: two points at one place, budgets in unlike units, a kind whose quantity the points do not set, one arm.
+    """
+    from harness.budget import Budget
+
+    kind = KINDS[sweep.spec.kind]
+    found: dict[float, str] = {}
+    for point in sweep.points:
+        where = place(sweep, point, NOWHERE)
+        if where is None:
+            continue
+        if not math.isfinite(where) or where < 0 or (kind.log and where == 0):
+            raise ConfigError(
+                f"point {point.label}", rule=f"{where:g} is no place on the axis: {kind.axis}", remedy="correct it"
+            )
+        if where in found:
+            raise ConfigError(
+                f"points {found[where]} and {point.label}", rule=f"both lie at {where:g}; a {sweep.spec.kind} sweep goes along the {kind.axis}",
+                remedy="vary that, choose another kind, or give each point its place: at",
+            )  # fmt: skip
+        found[where] = point.label
+    if kind.unit == BUDGET:
+        told = [run.study.budget for run in sweep.teachers] if sweep.spec.kind == "teacher_budget" else []
+        units = {
+            Budget.parse(str(each)).unit.value for each in told or [point.tree["budget"] for point in sweep.points]
+        }
+        if len(units) > 1:
+            raise ConfigError(
+                f"budgets in {' and '.join(sorted(units))}",
+                rule="points lie along one unit",
+                remedy="give all in the same",
+            )
+    arms = {arm.name for point in sweep.points for arm in _study(point).arms}
+    if sweep.spec.kind != "tune" and len(arms) < 2:
+        raise ConfigError(f"arms {sorted(arms)}", rule="a sweep compares arms", remedy="add another, or drop --arms")
+
+
+def _study(point: Point) -> StudySpec:
+    """The point's study; its teachers need not exist for its arms to be counted."""
+    return point.study(dict.fromkeys(point.teachers, "builtin"))
 
 
 def unit_of(sweep: Sweep) -> str:
@@ -111,6 +160,8 @@ def _key(sweep: Sweep, point: Point, root: Path) -> float | None:
     return float(value)
 
 
+# A folder that holds no record: what teachers will tell is not known there.
+NOWHERE = Path("/nonexistent")
 BUDGET = "budget"
 KINDS: dict[str, Kind] = {
     "crossover": Kind("budget per arm", BUDGET, True, _budget),

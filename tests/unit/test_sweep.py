@@ -57,6 +57,27 @@ def test_a_sweep_that_makes_no_sense_is_refused_with_its_reason(tiny: TinyStudy,
         expand(ladder(tiny, sweep=sweep), where="here")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sweep": {"kind": "crossover", "key": "budget", "values": ["0.02 Tflop", "20 Gflop"]}}, "both lie at 2e\\+10"),
+        ({"sweep": {"kind": "crossover", "key": "optimizer.lr", "values": [1e-3, 2e-3]}}, "goes along the budget per arm"),
+        ({"sweep": {"kind": "crossover", "key": "budget", "values": ["1 Gflop", "5e3 tokens"]}}, "along one unit"),
+        ({"sweep": {"kind": "amortise", "key": "budget", "values": ["1 Gflop", "2 Gflop"]}}, "share of the teacher's training"),
+        ({"sweep": {"kind": "repetition", "key": "budget", "values": ["1 Gflop", "2 Gflop"]}}, "set data.limit_tokens"),
+        ({"sweep": {"kind": "teacher_size", "key": "budget", "values": ["1 Gflop", "2 Gflop"]}}, "0 teachers of the sweep"),
+        ({"sweep": {"kind": "crossover", "points": [{"at": 5, "set": {"optimizer.lr": lr}} for lr in (1e-3, 2e-3)]}}, "both lie at 5"),
+        ({"arms": [{"name": "no_kd", "objective": "mlm"}]}, "a sweep compares arms"),
+    ],
+)  # fmt: skip
+def test_points_that_no_answer_could_be_read_from_are_refused_before_anything_is_tried(
+    tiny: TinyStudy, changes: dict[str, Any], named: str
+) -> None:
+    sweep = expand(ladder(tiny, **changes), where="here")
+    with pytest.raises(ConfigError, match=named):
+        check(sweep, lambda study: pytest.fail("it was tried"))
+
+
 def test_a_teacher_that_nobody_trains_is_refused(tiny: TinyStudy) -> None:
     with pytest.raises(ConfigError, match="no teacher of this name"):
         expand(ladder(tiny, teacher={"path": "@ghost"}), where="here")
