@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--students", type=int, metavar="K", help="K students share the teacher's training (default: it costs nothing)"
     )
-    parser.add_argument("--pilot", default="5%", metavar="5%%", help="the share of the budget that the pilot may cost")
+    parser.add_argument("--pilot", default="5%", metavar="5%", help="the share of the budget that the pilot may cost")
     parser.add_argument("--rungs", type=int, default=4, metavar="4", help="how many budgets, each twice the one before")
     parser.add_argument("--plan", action="store_true", help="say what the pilot will cost, and do nothing")
     parser.add_argument("--on", metavar="8xh200", help="with --plan: on these devices instead of measuring here")

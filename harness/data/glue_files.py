@@ -6,6 +6,7 @@ Everything a task needs is checked here: its splits, its columns, and that every
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def files(folder: Path, task: Task) -> dict[str, list[Path]]:
                 f"GLUE task {task.name} has no {split} split", rule=f"{home} holds {', '.join(present) or 'no parquet'}",
                 remedy=f"fetch {split}-00000-of-00001.parquet",
             )  # fmt: skip
+        _complete(task.name, split, paths)
         for path in paths:
             with path.open("rb") as stream:
                 if stream.read(len(_POINTER)) == _POINTER:
@@ -85,6 +87,21 @@ def files(folder: Path, task: Task) -> dict[str, list[Path]]:
                     )
         found[split] = paths
     return found
+
+
+def _complete(task: str, split: str, paths: list[Path]) -> None:
+    """Refuse a split of which the Hub's names say that a part is missing.
+
+    Raises:
+        DataError: part of "-00000-of-00002" is not there.
+    """
+    parts = [match for path in paths if (match := re.search(r"-(\d{5})-of-(\d{5})\.parquet$", path.name))]
+    missing = sorted({f"{n:05}" for n in range(max((int(m[2]) for m in parts), default=0))} - {m[1] for m in parts})
+    if missing:
+        raise DataError(
+            f"GLUE task {task}: {split} lacks part {missing[0]}", rule=f"its files are {len(parts)} of {int(parts[0][2])}",
+            remedy="fetch the others",
+        )  # fmt: skip
 
 
 def digest(paths: list[Path]) -> str:

@@ -95,6 +95,8 @@ def export(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "isobudget.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes for its owner alone, and students are for others
 
 
 def drop_top(model: PreTrainedModel, shape: Shape, layers: int) -> None:

@@ -114,11 +114,13 @@ def _body(source: Source, run: Run) -> Iterator[str]:
 
 
 def _summary(source: Source, run: Run) -> Iterator[str]:
-    student = mapping(source.study.get("student"))
+    differs = mapping(run.record.get("differs"))
+    own = {key.removeprefix("student."): value for key, value in differs.items() if key.startswith("student.")}
+    student = {**mapping(source.study.get("student")), **own}
     shape = ", ".join(f"{key} {student[key]}" for key in ("family", "layers", "hidden", "heads") if key in student)
     yield (
         f"A student of {numbers.short(number(run.record.get('parameters')))} parameters ({escape(shape)}), trained with the "
-        f"objective {escape(objective_words(run.record.get('objective')))}. Its budget: {escape(source.study.get('budget'))}. "
+        f"objective {escape(objective_words(run.record.get('objective')))}. {_budget(source, run)}"
         "Trained by IsoBudget, which asks whether distilling or pretraining from scratch gives the better student at the "
         "same cost."
     )
@@ -131,6 +133,11 @@ def _summary(source: Source, run: Run) -> Iterator[str]:
         yield ""
         yield f"This is a control ({escape(control.get('kind'))}), no contestant of the study."
     yield ""
+
+
+def _budget(source: Source, run: Run) -> str:
+    """A control trains for another arm's tokens: the study's budget is not its own."""
+    return "" if run.control else f"Its budget: {escape(source.study.get('budget'))}. "
 
 
 def _untrained(record: Json, names: list[str]) -> Iterator[str]:

@@ -146,12 +146,25 @@ def _summary(analysis: Analysis, arm: Arm) -> Json:
     }
 
 
+# Flags of a run that goes on; --allow, which takes a value, is another.
+CONTINUED = ("--resume", "--auto-resume")
+
+
 def reproduce(analysis: Analysis) -> str:
-    """The command that runs this study again: the recorded one, else the one that reads the resolved study."""
-    command = analysis.source.environment.get("command")
-    if isinstance(command, list) and command:
-        return shlex.join(str(part) for part in command)
-    return str(command) if command else "python launch.py run --study study.yaml"
+    """The command that runs this study again from nothing: the recorded one, else the one that reads the resolved study.
+
+    How an interrupted run was continued is no part of it.
+    """
+    command = analysis.source.environment.get("command") or "python launch.py run --study study.yaml"
+    try:
+        words = command if isinstance(command, list) else shlex.split(str(command))
+    except ValueError:
+        return str(command)  # no shell reads it: no command of ours
+    kept: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word not in (*CONTINUED, "--allow") and before != "--allow" and not str(word).startswith("--allow="):
+            kept.append(str(word))
+    return shlex.join(kept)
 
 
 def summary_lines(report: Json) -> list[str]:

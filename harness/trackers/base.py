@@ -70,7 +70,10 @@ def open_trackers(requests: Sequence[str], directory: Path) -> list[tuple[str, T
             raise ConfigError(
                 f"--track {request}", rule=str(error), remedy="give a place that can be written"
             ) from None
-        except Exception as error:  # a half-installed package may raise anything, and nothing has been spent yet
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a half-installed package may raise anything, and nothing has been spent yet
             raise ConfigError(
                 f"--track {request}", rule=f"{type(error).__name__}: {error}",
                 remedy=f"install isobudget[{name}] anew, or leave it out",
@@ -110,12 +113,15 @@ class Follower:
             if error is not None:
                 self._complain(f"tracker {name} could not be closed: {error}")
 
-    def _attempt(self, action: Callable[[], None]) -> Exception | None:
-        failure: Exception | None = None
+    def _attempt(self, action: Callable[[], None]) -> BaseException | None:
+        failure: BaseException | None = None
         for _ in range(1 + RETRIES):
             try:
                 action()
-            except Exception as error:  # whatever a tracker's package throws: the run is worth more than its plot
+            except (
+                Exception,
+                SystemExit,
+            ) as error:  # whatever a tracker's package throws: the run is worth more than its plot
                 failure = error
             else:
                 return None

@@ -111,7 +111,9 @@ def test_decisions_that_cannot_be_made_are_refused_with_their_reason(
     assert says in capsys.readouterr().err
 
 
-def test_what_is_set_of_another_teacher_holds_for_it(tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_set_of_another_teacher_holds_for_it(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`--teacher` forgets what the study says of its own, and nothing that the command line says."""
     flags = ["--budget", "1 Tflop", "--students", "3", "--teacher", str(tiny.teacher), "--plan", "--json"]
     costs = ["teacher.trained_on=unknown", "teacher.allow_worse=true", "teacher.training_flop=3e9"]

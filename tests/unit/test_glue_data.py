@@ -158,6 +158,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda f: [p.unlink() for p in (f / "rte").iterdir()] and (f / "rte").rmdir(), "has no folder"),
     "no validation": (lambda f: (f / "rte" / "validation-00000-of-00001.parquet").unlink(), "no validation split"),
     "no train": (lambda f: (f / "rte" / "train-00000-of-00001.parquet").unlink(), "no train split"),
+    "half a split": (
+        lambda f: (f / "rte" / "train-00000-of-00001.parquet").rename(f / "rte" / "train-00001-of-00002.parquet"),
+        "train lacks part 00000",
+    ),
     "no label": (_no_label, "no column 'label'"),
     "no text": (_no_column, "no column 'sentence2'"),
     "label 2": (_label(2), "row 3: label 2"),

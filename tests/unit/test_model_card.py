@@ -55,6 +55,13 @@ def test_every_finished_student_gets_a_card_with_budget_accounts_data_and_scores
         assert words in body
 
 
+def test_a_student_of_its_own_family_is_described_as_what_it_is(study: Path) -> None:
+    edit_record(study / "arms/no_kd/seed-1", differs={"student.family": "electra", "optimizer.lr": 1e-3})
+    write_cards(study)
+    assert "family electra" in parts(student(study, "no_kd"))[1]
+    assert "family electra" not in parts(student(study, "minilmv2"))[1]
+
+
 def test_untrained_parts_are_flagged_and_their_scores_left_out(study: Path) -> None:
     write_cards(study)
     header, body = parts(student(study, "minilmv2"))

@@ -22,8 +22,9 @@ ROW = {"step": 7, "fraction": 0.5, "loss": 2.5, "terms": {"mlm": 2.0, "kl": floa
 class Failing:
     """Fails the first `times` attempts."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, error: type[BaseException] = ConnectionError) -> None:
         self.left = times
+        self.error = error
         self.calls = 0
         self.rows: list[int] = []
 
@@ -31,11 +32,11 @@ class Failing:
         self.calls += 1
         if self.left > 0:
             self.left -= 1
-            raise ConnectionError("no route")
+            raise self.error("no route")
         self.rows.append(step)
 
     def close(self) -> None:
-        raise ConnectionError("no route")
+        raise self.error("no route")
 
 
 def follow(name: str, directory: Path, target: str = "") -> None:
@@ -100,8 +101,10 @@ def test_tensorboard_writes_one_run_per_trial(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(7, 2.5), (8, 2.25)]
 
 
-def test_a_hiccup_is_retried_and_a_dead_tracker_is_dropped_while_the_run_goes_on() -> None:
-    hiccup, dead, heard = Failing(RETRIES), Failing(10**9), []
+@pytest.mark.parametrize("error", [ConnectionError, SystemExit])
+def test_a_hiccup_is_retried_and_a_dead_tracker_is_dropped_while_the_run_goes_on(error: type[BaseException]) -> None:
+    """A package that calls sys.exit is as dead as one without a network."""
+    hiccup, dead, heard = Failing(RETRIES, error), Failing(10**9, error), []
     follower = trackers.Follower([("hiccup", hiccup), ("dead", dead)], tell=heard.append)
     for step in range(10):
         follower(LABELS, {**ROW, "step": step})
