@@ -105,6 +105,21 @@ def clean(root: Path, keep: int) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def set_aside(root: Path, taken: Path) -> None:
+    """Take what was passed over for `taken` out of readers' sight: a bad one counts as none of the `keep` newest.
+
+    Whatever is newer than the checkpoint that a run goes on from is no part of its life. It is renamed, not removed.
+    """
+    for folder in candidates(root):
+        if folder == taken:
+            return
+        aside, again = root / f"bad-{folder.name}", 1
+        while aside.exists():
+            again += 1
+            aside = root / f"bad-{folder.name}.{again}"
+        os.replace(folder, aside)
+
+
 def newest(root: Path) -> Found | None:
     """The newest checkpoint whose every byte matches its manifest, with its state; None if none was ever made.
 

@@ -76,6 +76,7 @@ class Conductor:
     allowed: frozenset[str] = frozenset()
     follow: Callable[[dict[str, str], dict[str, Any]], None] | None = None
     overrides: list[Any] = field(default_factory=list)
+    admitted: bool = False
 
     def run(
         self, only: Collection[tuple[str, int]] | None = None, controls_of: Collection[tuple[str, int]] = ()
@@ -98,6 +99,7 @@ class Conductor:
             if missing:
                 self.ranks.on_main(self.refuse_mixed_precision)
                 self.admit()
+            self.admitted = True
             vouchers = self.ranks.on_main(lambda: self.vouchers(missing))
             said = [alarm.text for (arm, _), v in vouchers.items() for alarm in alarms.weak_teacher(vars(v), arm=arm)]
             for text in dict.fromkeys(said):
@@ -329,7 +331,7 @@ class Conductor:
             beat(f"the choice of a teacher's backend for {arm.arm.name}", patience=TRYING_PATIENCE)
             settle(
                 teacher, study.speed.teacher_backend, first=lambda: stream.step(0)[0].to(engine.device), folder=folder,
-                needs=plan.first_teacher_needs, device=engine.device, ranks=self.ranks,
+                needs=plan.all_teacher_needs, device=engine.device, ranks=self.ranks,
             )  # fmt: skip
         if remembered is not None:
             cache = arm.cache_meter(

@@ -67,6 +67,7 @@ def resume_trial(trial: Trial) -> bool:
     changed = identity.permit(then, trial.identity, trial.allowed, what=f"a checkpoint of step {folder.name[5:]}")
     trial.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(trial.overrides, changed))
     resume.read(folder, engine=trial.engine, ranks=trial.ranks, written_by=then["world_size"]["ranks"])
+    trial.ranks.on_main(lambda: checkpoint.set_aside(folder.parent, folder))
     longer = state["ledger"]["limit"] != trial.ledger.budget.limit
     ledger = resume.rebased(state["ledger"], trial.ledger) if changed or longer else state["ledger"]
     lost = _lost_since(trial, ledger)

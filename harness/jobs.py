@@ -187,6 +187,7 @@ def open_alone(
         try:
             lock.acquire()
         except Timeout:
+            directory.refused()
             directory.close()
             raise ConfigError(
                 f"output directory {directory.root}", rule=f"a job is at work on {path.stem}",

@@ -56,6 +56,7 @@ class RunDirectory:
         self.root = root
         self._lock = FileLock(root / ".lock", timeout=0)
         self.stale = ""  # after `open`: whose lock was found without a process
+        self._before: dict[Path, bytes] = {}
         self._changes: list[Difference] = []
 
     # -- opening -----------------------------------------------------------------------------------
@@ -109,10 +110,19 @@ class RunDirectory:
             except IsoBudgetError:
                 self.close()
                 raise
+        self._before = {f: f.read_bytes() for f in (file, self.root / STATUS) if file.exists() and f.exists()}
         temporary = file.with_suffix(".tmp")
         temporary.write_text(yaml.safe_dump(merged.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         os.replace(temporary, file)
         return merged
+
+    def refused(self) -> bool:
+        """Leave study and status as `open` found them, for a run that was refused; False where there was none before."""
+        for file, content in self._before.items():
+            temporary = file.with_name(f".{file.name}.tmp")
+            temporary.write_bytes(content)
+            os.replace(temporary, file)
+        return bool(self._before)
 
     def _merge(self, old: StudySpec, new: StudySpec, allowed: frozenset[str]) -> StudySpec:
         known = {arm.name: arm for arm in old.arms}

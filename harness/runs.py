@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
-from harness.jobs import WHOLE, JobRecord, Work
-from harness.rundir import load_study, read_json
+from harness.jobs import JOBS, WHOLE, JobRecord, Work
+from harness.rundir import STATUS, load_study, read_json
 from harness.study import StudySpec
 
 # A run that trains and has not moved for this long, or for this many of its own steps, is called silent.
@@ -102,8 +102,19 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
     )
 
 
-def recorded_exit_code(root: Path, *, job: str | None = None) -> int:
-    """The exit code that the last run in a directory recorded, or one of its jobs; 1 when none was, as after kill -9."""
+# Clocks of nodes and file servers may differ by so much.
+SKEW_S = 30.0
+
+
+def recorded_exit_code(root: Path, *, job: str | None = None, since: float | None = None) -> int:
+    """The exit code that the last run in a directory recorded, or one of its jobs; 1 when none was, as after kill -9.
+
+    With `since` (seconds since 1970), what was recorded before is an earlier attempt's and counts as none: an attempt that fails
+    before it can record anything must not be taken for the one that was preempted.
+    """
+    file = Path(root) / (STATUS if job is None else f"{JOBS}/{job}.json")
+    if since is not None and (not file.exists() or file.stat().st_mtime < since - SKEW_S):
+        return 1
     if job is not None:
         found = (JobRecord(Path(root), job).attempts() or [{}])[-1]
     else:

@@ -50,7 +50,7 @@ class Tried:
 
 
 def settle(
-    teacher: Teacher, wanted: str, *, first: Callable[[], TrainingBatch], needs: Needs, folder: Path, ranks: Ranks,
+    teacher: Teacher, wanted: str, *, first: Callable[[], TrainingBatch], needs: Sequence[Needs], folder: Path, ranks: Ranks,
     device: torch.device, candidates: Sequence[Backend] | None = None,
 ) -> None:  # fmt: skip
     """Make `teacher` use the backend that is `wanted` ("auto": the fastest), or go on with the one this trial began with.
@@ -59,6 +59,7 @@ def settle(
     between ranks, or has dropout, stays plain.
 
     Args:
+        needs: what it will be asked, phase by phase; backends are compared by the first.
         first: this rank's first micro-batch; not asked for where there is nothing to try.
         candidates: what "auto" tries; all of CANDIDATES on a GPU, plain alone elsewhere.
 
@@ -66,11 +67,13 @@ def settle(
         ConfigError: a backend that this hardware does not have.
         TeacherError: fp8 answers beyond the gate.
     """
-    if teacher.placement == "divided" or teacher.family.model.training:
+    if not needs or teacher.placement == "divided" or teacher.family.model.training:
         return  # one that ranks gather together, or that drops out as PyTorch draws it, is computed layer by layer
-    kept = ranks.on_main(lambda: _kept(folder))
+    kept = ranks.on_main(lambda: _kept(folder, wanted))
     if kept is not None:
+        check(kept, device)
         teacher.use(kept)
+        compile_all(teacher, needs, first)
         return
     if wanted == "auto":
         tries = CANDIDATES if device.type == "cuda" else CANDIDATES[:1]
@@ -81,8 +84,8 @@ def settle(
     found: list[Tried] = []
     if tries != ("plain",):
         batch = first()
-        expected = teacher(batch, needs)
-        found = [_agreed(compare(teacher, backend, expected, batch=batch, needs=needs), ranks) for backend in tries]
+        expected = teacher(batch, needs[0])
+        found = [_agreed(compare(teacher, backend, expected, batch=batch, needs=needs[0]), ranks) for backend in tries]
     if wanted == "fp8" and found[0].obstacle:
         raise TeacherError(
             f"teacher {teacher.info.path} in fp8", rule=found[0].obstacle, remedy="choose another speed.teacher_backend"
@@ -92,9 +95,18 @@ def settle(
     right = [each for each in found if not each.obstacle]
     chosen = min(right, key=lambda each: each.seconds or 0.0).backend if right else tries[0]
     teacher.use(ranks.share(chosen))
+    compile_all(teacher, needs, first)
     if found and ranks.is_main:
-        kept_as = {"backend": teacher.backend, "tried": [asdict(each) for each in found]}
-        (folder / FILE).write_text(json.dumps(kept_as, indent=1) + "\n", encoding="utf-8")
+        told = {"wanted": wanted, "backend": teacher.backend, "tried": [asdict(each) for each in found]}
+        (folder / FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def compile_all(teacher: Teacher, needs: Sequence[Needs], first: Callable[[], TrainingBatch]) -> None:
+    """Ask every question once, so that none is compiled in a step."""
+    if teacher.backend in ("compiled", "graphs"):
+        batch = first()
+        for each in needs:
+            teacher(batch, each)
 
 
 def check(wanted: str, device: torch.device) -> None:
@@ -110,9 +122,11 @@ def check(wanted: str, device: torch.device) -> None:
 
 def facts(teacher: Teacher, folder: Path) -> dict[str, Any]:
     """For the record: what computed the teacher, and what else was tried."""
-    file = folder / FILE
-    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return {"backend": teacher.backend, "tried": told.get("tried", [])}
+    try:
+        tried = json.loads((folder / FILE).read_text(encoding="utf-8"))["tried"]
+    except (OSError, ValueError, KeyError, TypeError):
+        tried = []
+    return {"backend": teacher.backend, "tried": tried}
 
 
 def compare(teacher: Teacher, backend: Backend, expected: Signals, *, batch: TrainingBatch, needs: Needs) -> Tried:
@@ -168,10 +182,11 @@ def _agreed(mine: Tried, ranks: Ranks) -> Tried:
     return Tried(**{**everybodys[0], "obstacle": first})
 
 
-def _kept(folder: Path) -> Backend | None:
-    """What this trial began with; None where nothing was tried."""
-    file = folder / FILE
-    if not file.exists():
+def _kept(folder: Path, wanted: str) -> Backend | None:
+    """What this trial began with; None where nothing was tried, the file is torn, or something else is wanted now."""
+    try:
+        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        kept = told["backend"] if told["wanted"] == wanted else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    kept = json.loads(file.read_text(encoding="utf-8"))["backend"]
     return kept if kept in get_args(Backend) else None

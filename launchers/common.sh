@@ -42,6 +42,8 @@ await() { # PID
 }
 
 # The exit code that the run itself recorded: launchers replace it with their own (75 becomes 1).
+# 1: nothing was recorded since this script began. What an earlier attempt recorded is not this one's.
+began=$(date +%s)
 recorded_exit_code() { # DIR
-  "$PYTHON" "$REPOSITORY/launch.py" status "$1" --exit-code
+  "$PYTHON" "$REPOSITORY/launch.py" status "$1" --exit-code --since "$began"
 }

@@ -68,4 +68,4 @@ recorded=0
 recorded_exit_code "$out" || recorded=$?
 # Warned while it was still starting, before it could record anything: nothing is lost, come again.
 [[ $signals -eq 0 || $recorded -ne 1 ]] || exit 75
-exit $((recorded == 0 ? code : recorded))
+exit $((recorded <= 1 ? code : recorded))

@@ -136,11 +136,11 @@ def run_study(
         setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed,
         hang_timeout_s=options.hang_timeout,
     )  # fmt: skip
-    opened = trackers.open_trackers(options.track, directory.root) if ranks.is_main else []
-    follower = trackers.Follower(opened, tell=tell.say)
-    if options.track and ranks.is_main:
-        conductor.follow = follower
+    follower = trackers.Follower([], tell=tell.say)
     try:
+        if options.track and ranks.is_main:
+            follower = trackers.Follower(trackers.open_trackers(options.track, directory.root), tell=tell.say)
+            conductor.follow = follower
         if before is not None:
             before(setting, directory)
         conductor.run()
@@ -155,7 +155,8 @@ def run_study(
             code = error.exit_code if isinstance(error, IsoBudgetError) else 1
             asked_to_stop = isinstance(error, Preempted | KeyboardInterrupt)
             state = "interrupted" if asked_to_stop else "failed"
-            directory.status(state, exit_code=code, message=str(error))
+            if conductor.admitted or not directory.refused():
+                directory.status(state, exit_code=code, message=str(error))
             record.end(state, exit_code=code, message=str(error))
         raise
     finally:

@@ -32,12 +32,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--job", metavar="NAME", help="with --exit-code: the code of this job, as in DIR/jobs/NAME.json"
     )
 
+    parser.add_argument(
+        "--since",
+        type=float,
+        metavar="EPOCH",
+        help="with --exit-code: 1 unless it was recorded since this time (date +%%s)",
+    )
+
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
     from harness import runs
 
     if options.exit_code:
-        return runs.recorded_exit_code(Path(options.directory), job=options.job)
+        return runs.recorded_exit_code(Path(options.directory), job=options.job, since=options.since)
     if is_sweep(Path(options.directory)):
         return status_sweep(Path(options.directory), silent_s=options.silent_after, as_json=options.json)
     found = runs.read(Path(options.directory), silent_s=options.silent_after)

@@ -194,7 +194,7 @@ class Teacher:
         self.placement = "whole on every rank"
         self._walk: torch.nn.Module | None = None
         self.backend: Backend = "plain"
-        self._compiled: dict[Needs, Callable[..., Signals]] = {}
+        self._compiled: dict[tuple[Backend, Needs], Callable[..., Signals]] = {}
         self._whole_layers = info.shape.layers
         self.family = family_of(model.to(device=device, dtype=dtype), info.shape)
 
@@ -234,7 +234,6 @@ class Teacher:
                 remedy="choose another speed.teacher_backend",
             )  # fmt: skip
         self.backend = backend
-        self._compiled = {}
 
     def _forward(self, needs: Needs) -> Callable[..., Signals]:
         """The walk that answers these needs, compiled where that was asked for."""
@@ -244,15 +243,16 @@ class Teacher:
 
         if self.backend in ("plain", "fp8"):
             return partial(run, self.family, needs)
-        if needs not in self._compiled:
+        key = self.backend, needs
+        if key not in self._compiled:
             family = self.family
 
             def walk(**inputs: torch.Tensor | None) -> Signals:
                 return run(family, needs, **inputs)  # pyright: ignore[reportArgumentType]
 
             mode = "reduce-overhead" if self.backend == "graphs" else None
-            self._compiled[needs] = torch.compile(walk, dynamic=False, mode=mode)
-        return self._compiled[needs]
+            self._compiled[key] = torch.compile(walk, dynamic=False, mode=mode)
+        return self._compiled[key]
 
     def divide(self, partitioned: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
         """Leave each rank a share of the weights; from now on ranks ask together. Cut first: nothing is cut later."""

@@ -167,10 +167,10 @@ class Plan(nn.Module):
         return needs
 
     @property
-    def first_teacher_needs(self) -> Needs:
-        """What the first phase that asks a teacher asks; nothing where none does."""
+    def all_teacher_needs(self) -> list[Needs]:
+        """What a teacher is asked, once for every kind of question, in the order of the phases."""
         asked = (self.teacher_needs(phase) for phase in range(len(self.phases)))
-        return next((needs for needs in asked if needs), Needs())
+        return list(dict.fromkeys(needs for needs in asked if needs))
 
     @property
     def needs_teacher(self) -> bool:

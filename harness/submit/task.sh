@@ -34,6 +34,7 @@ start() { # SLOT WORK
   fi
 }
 
+began=$(date +%s)
 pids=()
 ours=()
 for ((slot = 0; slot < slots; slot++)); do
@@ -78,8 +79,8 @@ for position in "${!pids[@]}"; do
   if [[ $code -ne 0 && $verb == job ]]; then
     # Launchers replace exit codes with their own; what the job recorded is the truth.
     recorded=0
-    "${entry[@]}" status "$out" --exit-code --job "$name" || recorded=$?
-    code=$((recorded == 0 ? code : recorded))
+    "${entry[@]}" status "$out" --exit-code --job "$name" --since "$began" || recorded=$?
+    code=$((recorded <= 1 ? code : recorded)) # 1: nothing was recorded since
     # Warned before it was ready to answer, while it imported or found its data: nothing is lost, nothing recorded.
     if [[ $signals -gt 0 && $recorded -eq 1 ]]; then code=75; fi
   fi

@@ -171,3 +171,21 @@ def test_a_conversion_that_was_killed_does_not_stop_the_next_one(
     (target / "half").write_bytes(b"")
     make_universal(tmp_path / "step-00000001" / "engine", target, stage=1)
     assert seen == [[]], "an empty folder to write in"
+
+
+def test_a_save_after_a_fallback_keeps_what_it_went_on_from_and_what_it_saved(tmp_path: Path) -> None:
+    """Bad checkpoints that are newer must not push the good ones out of the few that are kept."""
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, step=step, state={"step": step}, ranks=Ranks(), write=lambda folder: None, keep=3)
+    for step in (20, 30):
+        (tmp_path / f"step-{step:08d}" / checkpoint.STATE).write_text("{}", encoding="utf-8")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert (found.state["step"], len(found.passed_over)) == (10, 2)
+    checkpoint.set_aside(tmp_path, found.folder)
+    checkpoint.save(tmp_path, step=15, state={"step": 15}, ranks=Ranks(), write=lambda folder: None)
+    assert [path.name for path in checkpoint.candidates(tmp_path)] == ["step-00000015", "step-00000010"]
+    assert sorted(path.name for path in tmp_path.glob("bad-*")) == ["bad-step-00000020", "bad-step-00000030"]
+    again = checkpoint.newest(tmp_path)
+    assert again is not None
+    assert again.state["step"] == 15

@@ -235,3 +235,20 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_what_was
     assert mine["accounts"].pop("LOST")["flop"] == 3 * mine["step_price"]
     assert same(weights(out, "no_kd"), weights(finished, "no_kd"))
     assert mine["charged"] == theirs["charged"]
+
+
+def test_a_refused_run_leaves_a_finished_one_as_it_was(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other software, or a tracker that cannot be opened: refused, and nothing of the finished run has changed."""
+    out = tmp_path / "run"
+    run(tiny, out, "--arms", "no_kd")
+    kept = {name: (out / name).read_bytes() for name in ("study.yaml", "status.json")}
+    run(tiny, out, "--arms", "no_kd", "--track", "jsonl=/proc/nope/x", code=2)
+    assert {name: (out / name).read_bytes() for name in kept} == kept
+    made_by = json.loads((out / "identity.json").read_text(encoding="utf-8"))
+    made_by["identity"]["code"]["torch"] = "0.1"
+    (out / "identity.json").write_text(json.dumps(made_by), encoding="utf-8")
+    run(tiny, out, "--arms", "no_kd", "--seeds", "1,2", code=4)
+    capsys.readouterr()
+    assert {name: (out / name).read_bytes() for name in kept} == kept

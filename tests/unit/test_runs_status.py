@@ -240,3 +240,16 @@ def test_what_was_not_trained_is_not_evaluated_and_what_is_done_is_not_done_agai
     assert cli.main(["job", "no_kd:1", *words]) == 0
     assert "done already" in capsys.readouterr().out
     assert cli.main(["job", "nobody:1", *words]) == 2
+
+
+@pytest.mark.parametrize("job", [None, "train-a-seed-1"])
+def test_what_an_earlier_attempt_recorded_is_not_this_ones(out: Path, job: str | None) -> None:
+    """An attempt that fails before it can record anything, after one that was preempted, must not be asked to come again."""
+    trial(out)
+    attempt(out, "interrupted", exit_code=75, message="preempted")
+    RunDirectory(out).status("interrupted", exit_code=75)
+    file = out / ("status.json" if job is None else f"jobs/{job}.json")
+    recorded = file.stat().st_mtime
+    assert runs.recorded_exit_code(out, job=job, since=recorded - 5) == 75
+    assert runs.recorded_exit_code(out, job=job, since=recorded + runs.SKEW_S + 1) == 1
+    assert runs.recorded_exit_code(out, job="nobody", since=0) == 1

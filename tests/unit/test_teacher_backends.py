@@ -34,7 +34,7 @@ def load(path: str | Path) -> Teacher:
 def settled(teacher: Teacher, wanted: str, folder: Path, **changes: Any) -> None:
     batch = tiny_batch(teacher.info.shape.vocab)
     settle(
-        teacher, wanted, first=lambda: batch, needs=EVERYTHING, folder=folder, ranks=Ranks(), device=CPU, **changes
+        teacher, wanted, first=lambda: batch, needs=[EVERYTHING], folder=folder, ranks=Ranks(), device=CPU, **changes
     )  # fmt: skip
 
 
@@ -222,9 +222,30 @@ def test_studies_that_cannot_ask_ahead_are_refused(tiny: TinyStudy) -> None:
             validate({**tree, "speed": speed, "teacher": {**tree["teacher"], **teacher}}, where="here")
 
 
-def test_the_lost_files_name_is_the_trials(tmp_path: Path, tiny: TinyStudy) -> None:
-    """What a trial began with is read from its own folder alone; a word that is no backend is no choice."""
-    (tmp_path / FILE).write_text(json.dumps({"backend": "warp"}), encoding="utf-8")
+@pytest.mark.parametrize(
+    "torn", ["", "[1]", '{"wanted": "auto", "backend": "warp"}', '{"wanted": "plain", "backend": "compiled"}']
+)
+def test_a_torn_file_or_another_wish_is_no_choice(torn: str, tmp_path: Path, tiny: TinyStudy) -> None:
+    (tmp_path / FILE).write_text(torn, encoding="utf-8")
     teacher = load(tiny.teacher)
     settled(teacher, "auto", tmp_path)
     assert teacher.backend == "plain"
+
+
+def test_every_question_is_compiled_before_the_first_step_and_again_after_a_resume(
+    tmp_path: Path, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(torch, "compile", lambda walk, **_: (made.append(1), walk)[1])
+    other = Needs(states=frozenset({1}))
+    batch = tiny_batch(inspect(str(tiny.teacher)).shape.vocab)
+    for _ in range(2):  # the first start, and a resume
+        made.clear()
+        teacher = load(tiny.teacher)
+        settle(
+            teacher, "compiled", first=lambda: batch, needs=[EVERYTHING, other], folder=tmp_path, ranks=Ranks(), device=CPU
+        )  # fmt: skip
+        assert len(made) == 2
+        teacher(batch, EVERYTHING)
+        teacher(batch, other)
+        assert len(made) == 2, "nothing is compiled in a step"
