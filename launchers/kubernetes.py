@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ def manifests(
         raise ValueError(f"memory {memory!r}: give a number and Mi or Gi")
     if min(nodes, gpus, cores) < 1:
         raise ValueError("nodes, GPUs and cores are whole numbers above 0")
-    if not any(a == "--out" or a.startswith("--out=") for a in arguments):
-        raise ValueError("no --out DIR after --: every pod writes into one directory on the volume, below /shared")
+    given = [a.removeprefix("--out=") for a in arguments if a.startswith("--out=")]
+    given += [value for flag, value in pairwise(arguments) if flag == "--out"]
+    if not given or not all(place.startswith("/shared/") for place in given):
+        # A pod's own disk goes with the pod: the next would begin at step 0 without a word.
+        raise ValueError("no --out /shared/DIR after --: every pod writes into one directory on the volume")
     service, job = yaml.safe_load_all((Path(__file__).parent / "kubernetes.yaml").read_text(encoding="utf-8"))
     service["metadata"]["name"] = job["metadata"]["name"] = name
     service["spec"]["selector"]["job-name"] = name

@@ -18,6 +18,11 @@ from harness.submit.graph import Graph, Machines, Stage
 _TIME = re.compile(r"[0-9]+(-[0-9]+)?(:[0-9]{2}){0,2}", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9_@+=:,./-]+", re.ASCII)
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_@%+=:,./*&|()\[\]-]*)?", re.ASCII)
+# What the graph, its arrays and its requeueing depend on: nobody else's to say.
+OWNED = (
+    "array", "wrap", "dependency", "signal", "requeue", "no-requeue", "output", "error", "open-mode", "nodes", "ntasks",
+    "ntasks-per-node", "gpus-per-node", "job-name", "chdir", "parsable", "test-only",
+)  # fmt: skip
 # How long before the time limit Slurm warns: a save of a large model to a busy file system fits in.
 WARNING_S = 120
 
@@ -46,6 +51,11 @@ class Queue:
                 raise ConfigError(
                     f"--sbatch {option!r}", rule="it is one of sbatch's long options without spaces",
                     remedy="for example --sbatch=--constraint=h100",
+                )  # fmt: skip
+            if (name := option.removeprefix("--").partition("=")[0]) in OWNED:
+                raise ConfigError(
+                    f"--sbatch {option!r}", rule=f"the jobs depend on what submit itself says of {name}",
+                    remedy="use submit's own flags (--nodes, --gpus-per-node, --time), or leave it out",
                 )  # fmt: skip
 
 

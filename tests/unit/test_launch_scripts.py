@@ -160,6 +160,13 @@ def kubernetes(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "runs/mine"], ["--out=/shared"], ["--out", "/shared/a", "--out=/tmp/b"]])
+def test_a_pods_own_disk_is_no_place_for_a_run(root: Path, out: list[str]) -> None:
+    said = kubernetes(root, "--image", "a/b:1", "--nodes", "1", "--", "--study", "s.yaml", *out)
+    assert said.returncode != 0
+    assert "--out /shared/DIR" in said.stderr
+
+
 def test_the_kubernetes_job_holds_together(root: Path) -> None:
     said = kubernetes(
         root, "--image", "registry.example/team/isobudget:1", "--name", "mine", "--nodes", "3", "--gpus-per-node", "4", "--cores",

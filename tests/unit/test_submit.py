@@ -121,6 +121,15 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "option", ["--array=0-9", "--wrap=id", "--dependency=after:1", "--no-requeue", "--signal=B:USR1@1"]
+)
+def test_options_that_the_jobs_depend_on_are_refused(option: str) -> None:
+    """A smaller array would do part of the work and leave with 0."""
+    with pytest.raises(ConfigError, match="the jobs depend on what submit itself says"):
+        Queue(options=[option])
+
+
+@pytest.mark.parametrize(
     "queue",
     [{"partition": "gpu; rm -rf /"}, {"partition": "--wrap=x"}, {"account": "a\n#SBATCH --wrap=x"}, {"time": "12h"},
      {"options": ["--comment=a b"]}, {"options": ["-p x"]}, {"options": ["--x=$(touch y)"]}, {"options": ["--x\n--y"]}],
