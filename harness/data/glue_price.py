@@ -8,7 +8,7 @@ The plan knows a step's mean length, a job counts its own batches: over whole ep
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Successive halving over the paper's grid: (share of the full run's steps, grid points kept afterwards).
 STAGES = ((0.1, 4), (0.2, 2), (1.0, 1))
-# A stage is never shorter than this, or the full run: a few steps of warm-up tell recipes apart by luck.
+# No fine-tuning of a round is shorter than this, or than the full one: a few steps of warm-up tell recipes apart by luck.
 FEWEST_STEPS = 100
 
 
@@ -39,14 +39,20 @@ class Stage:
     keep: int
 
     def steps(self, full: int) -> int:
-        return min(full, max(FEWEST_STEPS, math.ceil(self.share * full)))
+        return min(full, math.ceil(round(self.share * full, 6)))
 
 
-def stages(spec: GlueSpec) -> list[Stage]:
-    """One round for a grid that is trained in full, three for `staged`."""
-    if spec.grid == "staged":
-        return [Stage(share, keep) for share, keep in STAGES]
-    return [Stage(1.0, 1)]
+def stages(spec: GlueSpec, examples: int) -> list[Stage]:
+    """One round for a grid that is trained in full, three for `staged`.
+
+    In one round every rival reads the same share of the epochs, whatever its batch: rivals at the largest batch take
+    the fewest steps, so where FEWEST_STEPS binds it is theirs. A round's price then does not depend on who survives.
+    Rounds of equal shares are the same fine-tunings, and are done and paid once.
+    """
+    if spec.grid != "staged":
+        return [Stage(1.0, 1)]
+    fewest = min(1.0, FEWEST_STEPS / _steps(examples, batch=max(spec.points.batches), epochs=spec.points.epochs))
+    return [Stage(max(share, fewest), keep) for share, keep in STAGES]
 
 
 def points(spec: GlueSpec) -> list[tuple[float, int]]:
@@ -55,7 +61,11 @@ def points(spec: GlueSpec) -> list[tuple[float, int]]:
 
 
 def full_steps(data: TaskData, *, batch: int, epochs: int) -> int:
-    return epochs * -(-len(data.train) // batch)
+    return _steps(len(data.train), batch=batch, epochs=epochs)
+
+
+def _steps(examples: int, *, batch: int, epochs: int) -> int:
+    return epochs * -(-examples // batch)
 
 
 @lru_cache(maxsize=65536)
@@ -86,25 +96,27 @@ def job_flop(shape: Shape, data: TaskData, *, batch: int, epochs: int, steps: in
 
 
 def task_flop(shape: Shape, data: TaskData, spec: GlueSpec) -> int:
-    """Everything one student's fine-tuning on one task costs: every round, grid point and fine-tuning seed.
+    """Everything one student's fine-tuning on one task costs: every round, grid point and fine-tuning seed."""
+    epochs = spec.points.epochs
 
-    Which points survive a round is not known beforehand; the dearest are assumed to.
+    def price(batch: int, stage: Stage) -> int:
+        steps = stage.steps(full_steps(data, batch=batch, epochs=epochs))
+        return job_flop(shape, data, batch=batch, epochs=epochs, steps=steps)
+
+    return search_flop(spec, len(data.train), price)
+
+
+def search_flop(spec: GlueSpec, examples: int, price: Callable[[int, Stage], int]) -> int:
+    """The sum over a search on so many training examples; `price` is one fine-tuning's, by batch and round.
+
+    Which points survive a round is not known beforehand; the dearest are assumed to, which only rounding tells apart.
     """
-    total, epochs = 0, spec.points.epochs
-    remaining = len(points(spec))
-    for stage in stages(spec):
-        prices = sorted(
-            (
-                job_flop(
-                    shape, data, batch=batch, epochs=epochs,
-                    steps=stage.steps(full_steps(data, batch=batch, epochs=epochs)),
-                )
-                for _, batch in points(spec)
-            ),
-            reverse=True,
-        )  # fmt: skip
-        total += sum(prices[:remaining]) * len(spec.seeds)
-        remaining = min(remaining, stage.keep)
+    total, remaining, done = 0, len(points(spec)), 0.0
+    for stage in stages(spec, examples):
+        if stage.share > done:
+            prices = sorted((price(batch, stage) for _, batch in points(spec)), reverse=True)
+            total += sum(prices[:remaining]) * len(spec.seeds)
+        remaining, done = min(remaining, stage.keep), stage.share
     return total
 
 

@@ -70,19 +70,20 @@ class Glue:
         """
         spec, results = self.plan.spec, {}
         survivors = {(s.name, task): points(spec) for s in self.students for task in self.plan.data}
-        rounds = stages(spec)
-        for number, stage in enumerate(rounds, start=1):
+        rounds = {task: stages(spec, len(data.train)) for task, data in self.plan.data.items()}
+        last = max(len(each) for each in rounds.values())
+        for number in range(last):
             jobs = [
-                job(self.plan, student, task, point, seed, stage, self.precision)
+                job(self.plan, student, task, point, seed, rounds[task][number], self.precision)
                 for student in self.students
                 for task in self.plan.data
                 for point in survivors[student.name, task]
                 for seed in spec.seeds
             ]
-            results |= self.perform(jobs, f"GLUE round {number} of {len(rounds)}" if len(rounds) > 1 else "GLUE")
+            results |= self.perform(jobs, f"GLUE round {number + 1} of {last}" if last > 1 else "GLUE")
             for place, rivals in survivors.items():
                 mine = [j for j in jobs if (j.student.name, j.task) == place]
-                survivors[place] = best(mine, rivals, results)[: stage.keep]
+                survivors[place] = best(mine, rivals, results)[: rounds[place[1]][number].keep]
         return {s.name: self.summary(s, jobs, survivors, results) for s in self.students}
 
     # -- doing the work ------------------------------------------------------------------------------

@@ -225,12 +225,9 @@ def _padded_task(shape: Shape, task: str, spec: Any, length: int) -> int:
     train = min(train, spec.train_examples or train)
     held = min(spec.held_out, train // 10) if spec.select_on == "train" else 0
     once = glue_price.sequence_flop(shape, length, TASKS[task].outputs)
-    epochs = spec.points.epochs
-    remaining, total = len(glue_price.points(spec)), 0
-    for stage in glue_price.stages(spec):
-        full = epochs * -(-(train - held) // min(spec.points.batches))
-        share = stage.steps(full) / full
-        examples = 3 * epochs * (train - held) * share + held + judged
-        total += round(remaining * len(spec.seeds) * examples * once)
-        remaining = min(remaining, stage.keep)
-    return total
+
+    def price(batch: int, stage: glue_price.Stage) -> int:
+        predicted = held + (judged if stage.share == 1 or not held else 0)
+        return round((3 * spec.points.epochs * (train - held) * stage.share + predicted) * once)
+
+    return glue_price.search_flop(spec, train - held, price)

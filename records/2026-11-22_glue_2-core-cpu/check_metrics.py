@@ -22,7 +22,9 @@ worst, count = 0.0, 0
 for path in sorted(run.rglob("glue/*.json")):
     row = json.loads(path.read_text())
     task = row["job"]["task"]
-    labels = np.array(pq.read_table(glue / task / "validation-00000-of-00001.parquet").column("label").to_pylist(), float)
+    labels = np.array(
+        pq.read_table(glue / task / "validation-00000-of-00001.parquet").column("label").to_pylist(), float
+    )
     predictions = np.array(row["predictions"]["validation"].split(), float)
     for name, kept in row["metrics"]["validation"].items():
         value = AGAIN[name](labels, predictions)

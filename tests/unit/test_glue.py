@@ -210,7 +210,7 @@ def test_another_model_recipe_or_data_is_another_job(world: Path, tmp_path: Path
         (untrained(tmp_path), {"length": 16}),
     ):
         plan = plan_of(world, **{"grid": grid, **changes})
-        stage = glue_price.stages(plan.spec)[0]
+        stage = glue_price.stages(plan.spec, 100)[0]
         keys.add(module.job(plan, student, "sst2", (2e-3, 32), plan.spec.seeds[0], stage, "fp32").key)
     assert len(keys) == 7
 
@@ -308,6 +308,17 @@ def test_the_price_of_whole_epochs_is_what_the_job_then_counts(world: Path, tmp_
     plan = plan_of(world, tasks=["rte"], grid={"lrs": [1e-4], "batches": [32], "epochs": 2})
     glue(plan, untrained(tmp_path)).run()
     assert spent(tmp_path / "a")[0] == plan.flop["rte"]
+
+
+@pytest.mark.parametrize("fewest", [2, 15, 100])
+def test_the_price_of_a_search_by_halves_is_what_it_then_counts(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fewest: int
+) -> None:
+    """Wherever the fewest steps bind: in no round, in some (15 of 20 steps), in all."""
+    monkeypatch.setattr(glue_price, "FEWEST_STEPS", fewest)
+    plan = plan_of(world, grid="staged", train_examples=130)
+    glue(plan, untrained(tmp_path)).run()
+    assert spent(tmp_path / "a")[0] == pytest.approx(plan.flop["sst2"], rel=0.03)
 
 
 # -- models ----------------------------------------------------------------------------------------------

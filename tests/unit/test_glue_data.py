@@ -229,6 +229,20 @@ def test_successive_halving_costs_less_than_the_grid_it_searches(tmp_path: Path)
     assert staged < 0.6 * paper
 
 
+@given(examples=st.integers(20, 400_000))
+def test_rivals_of_a_round_read_the_same_share_and_none_takes_fewer_steps_than_the_fewest(examples: int) -> None:
+    spec = glue_spec({"grid": "staged"}, where="")
+    full = {batch: 5 * -(-examples // batch) for batch in (16, 32)}
+    before = 0.0
+    for stage in glue_price.stages(spec, examples):
+        assert before <= stage.share <= 1
+        before = stage.share
+        for batch, steps in full.items():
+            assert min(steps, glue_price.FEWEST_STEPS) <= stage.steps(steps) <= steps
+            assert stage.steps(steps) / steps == pytest.approx(stage.share, abs=1 / full[batch])
+    assert before == 1
+
+
 def test_a_forwards_price_is_what_the_shape_says(tmp_path: Path) -> None:
     part = prepare(write_glue(tmp_path, tasks=("mnli",)), tasks=["mnli"])["mnli"].judged["validation_matched"]
     expected = 0
