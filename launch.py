@@ -1,8 +1,7 @@
 """The entry point for every launcher: python, deepspeed, torchrun, srun, mpirun."""
 
-import sys
-
 from harness.cli import main
+from harness.leaving import leave_with
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -1,8 +1,7 @@
 """`python -m harness` is `isobudget`."""
 
-import sys
-
 from harness.cli import main
+from harness.leaving import leave_with
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

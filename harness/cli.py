@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import NoReturn
 
 from harness.commands import discover
 from harness.errors import IsoBudgetError
 from harness.hardware import spin_briefly
+from harness.leaving import leave_with
 from harness.ranks import from_environment
 
 DESCRIPTION = "At the same cost, which student is better: pretrained from scratch, or distilled?"
@@ -63,3 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("isobudget: interrupted; continue with --resume", file=sys.stderr)
         return 130
+
+
+def installed() -> NoReturn:
+    """The installed command `isobudget`."""
+    leave_with(main)
