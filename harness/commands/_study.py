@@ -9,6 +9,7 @@ from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
+    from harness.plan.machines import Machine
     from harness.study import StudySpec
     from harness.sweep.expand import Sweep
 
@@ -79,6 +80,13 @@ def engine_of(options: argparse.Namespace) -> DsConfig | None:
     from harness import ds_config
 
     return ds_config.read(options.ds_config) if options.ds_config else None
+
+
+def engine_for(options: argparse.Namespace, machine: Machine | None) -> DsConfig:
+    """The ds_config that was given, or the one a run would take on that machine; None is this one."""
+    from harness.ds_config import default
+
+    return engine_of(options) or (default_engine() if machine is None else default(bf16=machine.preset.bf16))
 
 
 def arms_of(options: argparse.Namespace) -> list[str] | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.commands._report import write_report
-from harness.commands._study import default_engine, engine_of, print_json
+from harness.commands._study import default_engine, engine_for, engine_of, print_json
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
+    from harness.plan.bill import Terms
+    from harness.plan.speed import Utilisation
     from harness.study import StudySpec
     from harness.sweep.conduct import Before
     from harness.sweep.expand import Sweep
@@ -114,32 +116,30 @@ def status_sweep(root: Path, *, silent_s: float, as_json: bool) -> int:
     return 0 if state == "done" and len(found) == len(places) and not any(verdicts) else 75
 
 
-def plan_sweep(sweep: Sweep, price: Callable[[StudySpec], dict[str, Any]]) -> dict[str, Any]:
-    """The plans of every teacher and point, and their sum; `price` makes the plan of one study."""
-    from harness.sweep import check
-
-    labels = [f"teacher {run.name}" for run in sweep.teachers] + [point.label for point in sweep.points]
-    plans = dict(zip(labels, check(sweep, price, complete=False), strict=True))
-    totals = [plan["total"] for plan in plans.values()]
-    summed = {
-        key: sum(total[key] for total in totals)
-        for key in totals[0]
-        if all(isinstance(total.get(key), int | float) and not isinstance(total.get(key), bool) for total in totals)
-    }
-    return {"sweep": sweep.name, "kind": sweep.spec.kind, "plans": plans, "total": summed}
-
-
-def plan_of(sweep: Sweep, options: argparse.Namespace) -> int:
-    """Print what a sweep will cost here, measured as `plan` measures it."""
+def plan_sweep(
+    sweep: Sweep, options: argparse.Namespace, *, utilisation: Utilisation | None = None, terms: Terms | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Print what a sweep will cost: on the devices that --on names, else as measured here; `beside` joins it in --json."""
     from harness.plan.estimate import estimate
-    from harness.plan.outline import sketch
+    from harness.plan.machines import parse_on
+    from harness.plan.outline import Sketch, sketch
+    from harness.plan.total import Made
     from harness.progress import reporter
+    from harness.sweep.price import priced
 
-    engine = engine_of(options) or default_engine()
+    machine = parse_on(options.on) if options.on else None
+    engine = engine_for(options, machine)
     tell = reporter(is_main=True, json=options.json)
-    table = plan_sweep(sweep, lambda study: estimate(sketch(study, engine, world=1, tell=tell.say), machine=None))
-    print_json(table) if options.json else show_plan(table)
-    return 0
+
+    def look(study: StudySpec) -> Sketch:
+        return sketch(study, engine, world=machine.devices if machine else 1, tell=tell.say)
+
+    def price(found: Sketch, made: Made) -> dict[str, Any]:
+        return estimate(found, machine=machine, utilisation=utilisation, terms=terms, made=made)
+
+    table = priced(sweep, look, price)
+    print_json({**(beside or {}), **table}) if options.json else show_plan(table)
 
 
 def show_plan(table: dict[str, Any]) -> None:
@@ -151,9 +151,10 @@ def show_plan(table: dict[str, Any]) -> None:
     for label, plan in table["plans"].items():
         unit = Unit(plan["budget"]["unit"])
         steps = [arm["steps"] for arm in plan["arms"]]
+        trials, made = plan["total"]["trials"], plan["total"]["trials_made"]
         rows.append(
             [
-                label, format_amount(plan["budget"]["limit"], unit), str(len(plan["arms"]) * len(plan["seeds"])),
+                label, format_amount(plan["budget"]["limit"], unit), f"{trials} of {trials + made}" if made else str(trials),
                 f"{min(steps):,}" if min(steps) == max(steps) else f"{min(steps):,} to {max(steps):,}",
                 _duration(plan["total"].get("wall_s")),
             ]
@@ -167,7 +168,11 @@ def show_plan(table: dict[str, Any]) -> None:
             100,
         )
     )
-    print(f"\nthe whole sweep: {total}; arms that several points share are counted at each of them")
+    trained = format_amount(table["total"]["training_flop"], Unit.FLOP)
+    said_once = (
+        "; a trial that several points share is trained, and counted, once" if table["total"]["trials_made"] else ""
+    )
+    print(f"\nthe whole sweep: {total}, {table['total']['trials']} trials, {trained} of training{said_once}")
     said: dict[str, list[str]] = {}
     for label, plan in table["plans"].items():
         for note in plan["notes"]:

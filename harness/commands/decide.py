@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.commands import run
 from harness.commands._study import arms_of, default_engine, engine_of, print_json, seeds_of
-from harness.commands._sweep import plan_sweep, run_sweep, show_plan
+from harness.commands._sweep import plan_sweep, run_sweep
 from harness.errors import ConfigError
 from harness.identity import parse_kinds
 from harness.ranks import from_environment
@@ -50,7 +50,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if not options.json and main:
         print("\n".join(pilot.lines()))
     if options.plan:
-        _show_plan(pilot, sweep, options)
+        plan_sweep(sweep, options, beside={"pilot": pilot.as_json()})
         return 0
     from harness.sweep.pilot import check_terms, keep
 
@@ -150,27 +150,6 @@ def _teachers(study: StudySpec, options: argparse.Namespace) -> dict[str, float]
             )  # fmt: skip
         found[name] = cost
     return found
-
-
-def _show_plan(pilot: Pilot, sweep: Sweep, options: argparse.Namespace) -> None:
-    from harness.ds_config import default
-    from harness.plan.estimate import estimate
-    from harness.plan.machines import parse_on
-    from harness.plan.outline import sketch
-    from harness.progress import reporter
-
-    machine = parse_on(options.on) if options.on else None
-    engine = engine_of(options) or (default(bf16=machine.preset.bf16) if machine else default_engine())
-    tell = reporter(is_main=True, json=options.json)
-
-    def price(study: StudySpec) -> dict[str, Any]:
-        return estimate(sketch(study, engine, world=machine.devices if machine else 1, tell=tell.say), machine=machine)
-
-    table = plan_sweep(sweep, price)
-    if options.json:
-        print_json({"pilot": pilot.as_json(), **table})
-    else:
-        show_plan(table)
 
 
 def show_decision(root: Path, pilot: Pilot, *, as_json: bool) -> None:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
 
-from harness.commands._study import default_engine, engine_of, inputs, print_json, study_flags, sweep_of
-from harness.commands._sweep import plan_sweep, show_plan
+from harness.commands._study import engine_for, inputs, print_json, study_flags, sweep_of
+from harness.commands._sweep import plan_sweep
 from harness.errors import ConfigError
-
-if TYPE_CHECKING:
-    from harness.ds_config import DsConfig
-    from harness.plan.machines import Machine
-    from harness.study import StudySpec
 
 HELP = "what every arm will cost, before anything is spent"
 
@@ -47,7 +41,7 @@ def _plan(options: argparse.Namespace) -> int:
     from harness.plan.machines import parse_on
 
     sweep = sweep_of(options)
-    study, ds_config = (None, engine_of(options)) if sweep else inputs(options)
+    study = None if sweep else inputs(options)[0]
     terms = Terms(options.price, options.currency, options.watts, options.grid)
     machine = parse_on(options.on) if options.on else None
     if options.utilisation and machine is None:
@@ -55,35 +49,23 @@ def _plan(options: argparse.Namespace) -> int:
             f"--utilisation {options.utilisation}", rule="here the speed is measured, not assumed",
             remedy="add --on, for example --on 8xh200",
         )  # fmt: skip
+    from harness.plan.speed import Utilisation
+
+    utilisation = Utilisation.parse(options.utilisation) if options.utilisation else None
+    if sweep is not None:
+        plan_sweep(sweep, options, utilisation=utilisation, terms=terms)
+        return 0
+    assert study is not None
     from harness.plan.estimate import estimate
     from harness.plan.outline import sketch
     from harness.plan.show import show
-    from harness.plan.speed import Utilisation
     from harness.progress import reporter
 
-    utilisation = Utilisation.parse(options.utilisation) if options.utilisation else None
     tell = reporter(is_main=True, json=options.json)
-    ds_config = ds_config or _default(machine)
-
-    def price(study: StudySpec) -> dict[str, Any]:
-        found = sketch(study, ds_config, world=machine.devices if machine else 1, tell=tell.say)
-        return estimate(found, machine=machine, utilisation=utilisation, terms=terms)
-
-    if sweep is not None:
-        table = plan_sweep(sweep, price)
-        print_json(table) if options.json else show_plan(table)
-        return 0
-    assert study is not None
-    table = price(study)
+    found = sketch(study, engine_for(options, machine), world=machine.devices if machine else 1, tell=tell.say)
+    table = estimate(found, machine=machine, utilisation=utilisation, terms=terms)
     print_json(table) if options.json else show(table)
     return 0
-
-
-def _default(machine: Machine | None) -> DsConfig:
-    """The engine a run would take there when none is given."""
-    from harness.ds_config import default
-
-    return default_engine() if machine is None else default(bf16=machine.preset.bf16)
 
 
 def _number(text: str) -> float:

@@ -24,12 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fraction", type=float, default=0.1, help="share of the study's budget that one trial gets (default 0.1)"
     )
     parser.add_argument("--plan", action="store_true", help="say what the search will cost, and do nothing")
+    parser.add_argument("--on", metavar="8xh200", help="with --plan: on these devices instead of measuring here")
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
     import yaml
 
-    from harness.commands._sweep import plan_of, run_sweep
+    from harness.commands._sweep import plan_sweep, run_sweep
     from harness.identity import parse_kinds
     from harness.sweep.expand import expand
     from harness.sweep.gather import gather
@@ -42,7 +43,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         as_sweep(study, fraction=options.fraction, values=values, seeds=seeds), where=f"tune {options.study}"
     )
     if options.plan:
-        return plan_of(sweep, options)
+        plan_sweep(sweep, options)
+        return 0
     if not options.out:
         options.out = str(Path("runs") / sweep.name / time.strftime("%Y%m%d-%H%M%S"))
     code = run_sweep(sweep, options, given, allowed=parse_kinds(options.allow))

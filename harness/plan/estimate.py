@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.budget import Account
-from harness.controls import EQUAL_TOKENS, baseline_of
 from harness.plan import advice, evaluation
 from harness.plan.bill import Bill, Terms, bill
-from harness.plan.disk import disk
+from harness.plan.disk import Disk, disk
 from harness.plan.machines import Machine
 from harness.plan.memory import Held, held
 from harness.plan.outline import Sketch, epochs
@@ -17,6 +17,7 @@ from harness.plan.remembered import Remembered, remembered, steps_of
 from harness.plan.remembered import row as row_of
 from harness.plan.speed import Pace, Utilisation, judging_s, modelled
 from harness.plan.steps import Stretch, overheads, step_price, stretches
+from harness.plan.total import Made, total
 from harness.units import Unit
 
 if TYPE_CHECKING:
@@ -73,11 +74,32 @@ class Expected:
             flop[Account.TEACHER_CACHE.value] = self.cache.share_flop
         return flop
 
+    def trunk_steps(self) -> int:
+        """Steps before the cooldown: where a larger budget's trial begins on this one's trunk. 0 where it keeps none.
+
+        The loop's rule: the trunk is saved before the first step whose middle lies in the cooldown.
+        """
+        schedule = self.arm.study.schedule
+        if not schedule.keep_trunk or len(self.parts) > 1:
+            return 0
+        ledger = self.arm.ledger()
+        constant = (1 - schedule.cooldown) * ledger.budget.limit - ledger.price(self.arm.upfront())
+        return max(0, min(self.steps, math.floor(constant / self.parts[0].price - 0.5) + 1))
+
+    def disk(self, found: Sketch) -> Disk:
+        """What this arm's trials write."""
+        spec = found.study.evaluation
+        snapshots = spec.curve_points if spec.readout is not None and spec.readout.on_curve else 0
+        return disk(self.held, found.ds_config, student=_student(self.arm, self.held), snapshots=snapshots)
+
 
 def estimate(
-    found: Sketch, *, machine: Machine | None, utilisation: Utilisation | None = None, terms: Terms | None = None
-) -> dict[str, Any]:
+    found: Sketch, *, machine: Machine | None, utilisation: Utilisation | None = None, terms: Terms | None = None,
+    made: Made | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Everything a plan says, as plain JSON; amounts in base units (FLOP, tokens, bytes, seconds, joules).
+
+    `made`: what another study of the same sweep makes for this one. The total leaves it out; an arm's row is a whole trial's.
 
     Raises:
         ConfigError: the budget is in a unit whose cost per step nobody knows here, or does not pay for one step.
@@ -107,7 +129,7 @@ def estimate(
         "grid_g_per_kwh": terms.grid_g_per_kwh,
         "arms": rows,
     }
-    table["total"] = _total(found, expected, pace, watts, terms)
+    table["total"] = total(found, expected, pace, watts, terms, made or Made())
     table["seconds"] = table["total"]["wall_s"]
     table["notes"] = [*found.notes, *advice.notes(table, found), *_glue_notes(found)]
     return table
@@ -187,13 +209,13 @@ def _row(found: Sketch, each: Expected, pace: Pace | None, watts: float | None, 
     for charge in arm.upfront():
         if charge.unit is Unit.FLOP:
             flop[charge.account.value] = charge.amount
-    snapshots = _snapshots(found)
-    written = disk(each.held, found.ds_config, student=_student(arm, each.held), snapshots=snapshots)
+    written = each.disk(found)
     row: dict[str, Any] = {
         "name": arm.arm.name,
         "step_cost": _by_unit(each.step_flops(0)),
         "charged_per_step": each.parts[0].price,
         "steps": each.steps,
+        "trunk_steps": each.trunk_steps(),
         "tokens": each.steps * arm.size.tokens,
         "epochs": epochs(found, arm.size.sequences, each.steps),
         "flop": flop,
@@ -241,11 +263,6 @@ def _bill(clock: Clock, world: int, watts: float | None, terms: Terms) -> Bill:
     return bill(busy, clock.run_s * world + clock.after_s, watts=watts, terms=terms)
 
 
-def _snapshots(found: Sketch) -> int:
-    spec = found.study.evaluation
-    return spec.curve_points if spec.readout is not None and spec.readout.on_curve else 0
-
-
 def _teacher_training(each: Expected) -> dict[str, Any] | None:
     from harness.owed import teacher_training
 
@@ -273,91 +290,6 @@ def memory_row(held_: Held, found: Sketch) -> dict[str, Any]:
         )
     }  # fmt: skip
     return {**parts, "student_weights": held_.total, "trained_weights": held_.trained, "deepspeed_states_bytes": theirs}
-
-
-def _total(
-    found: Sketch, expected: list[Expected], pace: Pace | None, watts: float | None, terms: Terms
-) -> dict[str, Any]:
-    """The study: every arm at every seed, its evaluation, and the references'."""
-    seeds = len(found.study.seeds)
-    references = evaluation.of_references(found)
-    training = seeds * sum(sum(each.training_flops().values()) for each in expected)
-    judged = sum(each.judged.flop for each in expected) * seeds
-    reference_flop = sum(reference.flop for reference in references.values())
-    written = [
-        disk(e.held, found.ds_config, student=_student(e.arm, e.held), snapshots=_snapshots(found)) for e in expected
-    ]
-    controls = _controls(found, expected)
-    exports = seeds * sum(d.left_bytes for d in written)
-    if controls is not None:
-        exports += controls["trials"] * written[expected.index(_baseline(found, expected))].left_bytes
-    snapshots = seeds * sum(d.snapshots_bytes for d in written)
-    checkpoints = max(d.peak_bytes(found.study.checkpoints) - d.snapshots_bytes for d in written)
-    total: dict[str, Any] = {
-        "trials": len(expected) * seeds,
-        "training_flop": training,
-        "evaluation_flop": judged,
-        "reference_flop": reference_flop,
-        "controls": controls,
-        "tokens": seeds * sum(each.steps * each.arm.size.tokens for each in expected),
-        "disk_peak_bytes": exports + snapshots + checkpoints,
-        "disk_left_bytes": exports,
-    }
-    if pace is None:
-        return total | dict.fromkeys(("wall_s", "training_s", "evaluation_s", "bill"))
-    clocks = [each.clock for each in expected if each.clock is not None]
-    judging = [clock.after_s for clock in clocks for _ in range(seeds)]
-    judging += [judging_s(reference.afterwards, pace) for reference in references.values()]
-    running = seeds * sum(clock.run_s for clock in clocks)
-    busy = seeds * sum((c.training_s + c.validation_s) * found.world + c.vouching_s for c in clocks)
-    if controls is not None:
-        judging += [controls["after_s"]] * controls["trials"]
-        running += controls["run_s"]
-        busy += controls["busy_s"]
-    ending = max(sum(judging[rank :: found.world]) for rank in range(found.world))
-    wall = running + ending
-    busy += sum(judging)
-    billed = bill(busy, wall * found.world, watts=watts, terms=terms)
-    return total | {
-        "wall_s": wall,
-        "training_s": seeds * sum(clock.training_s for clock in clocks),
-        "evaluation_s": seeds * sum(clock.vouching_s + clock.validation_s for clock in clocks) + ending,
-        "startup_s": seeds * sum(clock.startup_s for clock in clocks),
-        "checkpoints_s": seeds * sum(clock.checkpoints_s for clock in clocks),
-        "bill": asdict(billed),
-    }
-
-
-def _baseline(found: Sketch, expected: list[Expected]) -> Expected:
-    name = baseline_of(found.study)
-    return next(each for each in expected if each.arm.arm.name == name)
-
-
-def _controls(found: Sketch, expected: list[Expected]) -> dict[str, Any] | None:
-    """The baseline again at every other arm's tokens, for all seeds; None where the study asks for none.
-
-    Seconds are None where nobody knows the speed. An arm that sees the baseline's tokens needs no control.
-    """
-    if EQUAL_TOKENS not in found.study.controls:
-        return None
-    base, seeds = _baseline(found, expected), len(found.study.seeds)
-    steps = [each.steps for each in expected if each is not base and each.steps != base.steps]
-    trials, share = seeds * len(steps), seeds * sum(steps) / max(1, base.steps)
-    cost: dict[str, Any] = {
-        "trials": trials,
-        "arm": base.arm.arm.name,
-        "training_flop": round(share * sum(base.training_flops().values())),
-        "evaluation_flop": trials * base.judged.flop,
-        **dict.fromkeys(("training_s", "run_s", "busy_s", "after_s")),
-    }
-    if base.clock is None:
-        return cost
-    clock = base.clock
-    training = share * clock.training_s
-    cost["training_s"], cost["after_s"] = training, clock.after_s
-    cost["run_s"] = training + trials * (clock.run_s - clock.training_s)
-    cost["busy_s"] = (training + trials * clock.validation_s) * found.world + trials * clock.vouching_s
-    return cost
 
 
 def _machine(machine: Machine | None) -> dict[str, Any]:

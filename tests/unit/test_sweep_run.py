@@ -68,6 +68,39 @@ def test_what_points_would_train_alike_is_trained_once(shares: Path) -> None:
         assert same(weights(shares / "points" / point, "no_kd"), weights(shares / "points" / "free", "no_kd"))
 
 
+STEPS = ("STUDENT_STEP", "TEACHER_FORWARD", "OBJECTIVE")
+
+
+def booked(root: Path, accounts: tuple[str, ...] = STEPS) -> int:
+    """FLOPs of these accounts over all trials that were trained here, less what a branch took over from its trunk."""
+    total = 0
+    for file in root.glob("*/*/arms/*/seed-*/record.json"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if "shared_with" not in found:
+            total += sum(found["accounts"].get(name, {}).get("flop", 0) for name in accounts)
+            total -= (found.get("branched") or {}).get("spent", 0)
+    return total
+
+
+def planned(file: Path, capsys: Any) -> dict[str, Any]:
+    capsys.readouterr()
+    assert cli.main(["plan", "--study", str(file), "--on", "1xh200", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_plan_counts_a_shared_trial_once_as_it_is_trained(shares: Path, capsys: Any) -> None:
+    table = planned(shares / "sweep.yaml", capsys)
+    totals = {label: plan["total"] for label, plan in table["plans"].items()}
+    assert {label: total["trials"] for label, total in totals.items()} == {
+        "teacher own": 1, "free": 4, "amortised_over 4": 2, "amortised_over 2": 2
+    }  # fmt: skip
+    assert {label: total["trials_made"] for label, total in totals.items()}["amortised_over 4"] == 2
+    # The teacher's training is known to within one of its steps; the students' shares of it too.
+    assert table["total"]["training_flop"] == pytest.approx(booked(shares), rel=0.02)
+    assert table["total"]["evaluation_flop"] == pytest.approx(booked(shares, ("EVALUATION",)), rel=0.02)
+    assert totals["free"]["reference_flop"] > totals["amortised_over 4"]["reference_flop"]
+
+
 def test_the_report_is_one_offline_page_with_every_point(shares: Path) -> None:
     page = (shares / "report.html").read_text(encoding="utf-8")
     assert len(page) < 2_000_000
@@ -117,10 +150,14 @@ def test_another_folder_than_a_sweeps_is_refused(tiny: TinyStudy, tmp_path: Path
 COOLDOWN = {"warmup": 0.25, "decay": "cooldown", "cooldown": 0.25}
 
 
-def test_a_branched_run_is_the_straight_one_bit_for_bit(tiny: TinyStudy, tmp_path: Path) -> None:
+def test_a_branched_run_is_the_straight_one_bit_for_bit_and_priced_as_a_branch(
+    tiny: TinyStudy, tmp_path: Path, capsys: Any
+) -> None:
     """Budgets a factor of two apart: then both warm-ups are the same rates to the last bit."""
     ladder = {"kind": "crossover", "key": "budget", "values": ["2 Gflop", "4 Gflop"], "trunk": True}
-    branched = run(sweep(tiny, tmp_path, schedule=COOLDOWN, seeds=[1], sweep=ladder), tmp_path / "branched")
+    file = sweep(tiny, tmp_path, schedule=COOLDOWN, seeds=[1], sweep=ladder)
+    branched = run(file, tmp_path / "branched")
+    table = planned(file, capsys)
     points = [
         {"label": "2 Gflop", "set": {"budget": "2 Gflop"}},
         {"label": "4 Gflop", "set": {"budget": "4 Gflop", "schedule.warmup": 0.125}},
@@ -138,4 +175,7 @@ def test_a_branched_run_is_the_straight_one_bit_for_bit(tiny: TinyStudy, tmp_pat
         lost = mine["accounts"].get("LOST", {})
         assert not lost, "nothing of the trunk's own cooldown is anybody's loss"
         assert mine["overrides"] == []
+        begun = {row["name"]: row["trunk_steps"] for row in table["plans"]["2 Gflop"]["arms"]}
+        assert begun[arm] == mine["branched"]["step"]
+    assert table["total"]["training_flop"] == pytest.approx(booked(branched), abs=2), "to the last step"
     assert not list(branched.rglob("trunk")), "trunks go when the sweep is done"

@@ -43,6 +43,27 @@ def test_a_fraction_that_is_none_is_refused(tiny: TinyStudy, fraction: float) ->
         as_sweep(validate(tiny.tree(), where="tiny"), fraction=fraction, values=[1, 2, 3], seeds=[1])
 
 
+def test_a_search_of_many_values_is_priced_by_one_of_them(
+    tiny: TinyStudy, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.plan import estimate as module
+
+    calls: list[str] = []
+    real = module.estimate
+    monkeypatch.setattr(module, "estimate", lambda *args, **keys: calls.append("") or real(*args, **keys))
+    file = tiny.write(tmp_path / "s.yaml", arms=ARMS, baseline="no_kd")
+    flags = ["--study", str(file), "--fraction", "0.5", "--on", "1xh200", "--plan", "--json"]
+    tables = []
+    for trials in (4, 40):
+        assert cli.main(["tune", *flags, "--trials", str(trials)]) == 0
+        tables.append(json.loads(capsys.readouterr().out))
+    assert len(calls) == 2 * 2, "the first value judges the references, the others do not"
+    few, many = (table["total"] for table in tables)
+    assert many["training_flop"] == 10 * few["training_flop"] > 0
+    assert (few["trials"], many["trials"]) == (8, 80)
+    assert many["reference_flop"] == few["reference_flop"] > 0
+
+
 def test_a_search_ends_in_a_study_that_says_what_it_cost(tiny: TinyStudy, tmp_path: Path, capsys: Any) -> None:
     file = tiny.write(tmp_path / "s.yaml", arms=ARMS, baseline="no_kd", checkpoints=0)
     out = tmp_path / "out"
