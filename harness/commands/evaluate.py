@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.commands._study import hang_flag, print_json
+from harness.commands._sweep import is_sweep
 from harness.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from harness.evaluate.glue import Glue
     from harness.progress import Silent
-    from harness.study import GlueSpec
+    from harness.rundir import RunDirectory
+    from harness.study import GlueSpec, StudySpec
 
 HELP = "fine-tune the students of a run, or any encoder folder, on GLUE"
 HUB = "nyu-mll/glue"
@@ -20,7 +22,9 @@ AGAIN = "evaluate again: what was finished is kept"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="RUN_DIR|MODEL_FOLDER", help="a finished study, or a Hugging Face folder")
+    parser.add_argument(
+        "target", metavar="RUN_DIR|MODEL_FOLDER", help="a finished study or sweep, or a Hugging Face folder"
+    )
     parser.add_argument("--glue", metavar="HUB_NAME|FOLDER", help=f"where GLUE is (default: the study's, or {HUB})")
     parser.add_argument("--tasks", metavar="cola,rte", help="default: the study's, or all nine")
     parser.add_argument("--grid", metavar="paper|quick|staged", help="learning rates, batch sizes and epochs to search")
@@ -41,16 +45,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
     target = Path(options.target).expanduser()
+    if is_sweep(target):
+        return _sweep_directory(target, options)
     if (target / "study.yaml").is_file():
-        evaluate = _run_directory
-    elif (target / "config.json").is_file():
-        evaluate = _model_folder
-    else:
-        raise ConfigError(
-            f"{options.target}", rule="neither a study's directory nor a model folder",
-            remedy="give a directory written by run, or a folder with config.json and safetensors",
-        )  # fmt: skip
-    return evaluate(target, options)
+        return _run_directory(target, options)
+    if (target / "config.json").is_file():
+        return _model_folder(target, options)
+    raise ConfigError(
+        f"{options.target}", rule="neither a study's directory, nor a sweep's, nor a model folder",
+        remedy="give a directory written by run, or a folder with config.json and safetensors",
+    )  # fmt: skip
+
+
+def _sweep_directory(root: Path, options: argparse.Namespace) -> int:
+    """Every point's students, point by point; what points share is fine-tuned once. All must have been trained."""
+    from harness.rundir import load_study
+    from harness.sweep import adopt_glue, load
+
+    sweep = load(root)
+    places = [root / point.folder for point in sweep.points]
+    for point, place in zip(sweep.points, places, strict=True):
+        if not (place / "study.yaml").is_file():
+            raise ConfigError(
+                f"{root}: point {point.label} has not begun", rule="points are compared whole",
+                remedy="finish the sweep first: run --resume --out",
+            )  # fmt: skip
+        _refuse_unfinished(place, load_study(place))
+    from harness.engine import connect
+
+    ranks = connect()
+    tables = []
+    for place in places:
+        ranks.on_main(lambda place=place: adopt_glue(root, place))
+        tables.append(_evaluated(place, options))
+    if ranks.is_main:
+        from harness.sweep.publish import build
+
+        build(root)
+        if options.json:
+            print_json({"sweep": str(root), "points": tables})
+        else:
+            for point, table in zip(sweep.points, tables, strict=True):
+                print(f"\n{point.label}")
+                _print(table, options)
+    ranks.barrier()
+    return 0
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -91,17 +130,10 @@ def _spec(before: GlueSpec | None, options: argparse.Namespace) -> GlueSpec:
     return glue_spec({**kept, **changes(options)}, where="the command line")
 
 
-def _run_directory(root: Path, options: argparse.Namespace) -> int:
-    """Every student of a finished study; the scores join its records and its report."""
-    from harness.rundir import RunDirectory, load_study
+def _refuse_unfinished(root: Path, study: StudySpec) -> None:
+    """Raises ConfigError where a trial of this directory has not been trained."""
+    from harness.rundir import RunDirectory
 
-    study = load_study(root)
-    spec = _spec(study.evaluation.glue, options)
-    study = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"glue": spec})})
-    if options.out is not None:
-        raise ConfigError(
-            f"--out {options.out}", rule="the results of a study stay beside its students", remedy="leave it out"
-        )
     directory = RunDirectory(root)
     unfinished = [
         f"{arm.name}, seed {seed}"
@@ -114,6 +146,31 @@ def _run_directory(root: Path, options: argparse.Namespace) -> int:
             f"{root}: {unfinished[0]} has not been trained", rule="arms are compared whole",
             remedy="finish the study first: run --resume --out",
         )  # fmt: skip
+
+
+def _run_directory(root: Path, options: argparse.Namespace) -> int:
+    """Every student of a finished study; the scores join its records and its report."""
+    from harness.ranks import from_environment
+
+    table = _evaluated(root, options)
+    if from_environment().is_main:
+        _print(table, options)
+    return 0
+
+
+def _evaluated(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What every student of a study scored, on the main rank; on the others nothing."""
+    from harness.rundir import RunDirectory, load_study
+
+    study = load_study(root)
+    spec = _spec(study.evaluation.glue, options)
+    study = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"glue": spec})})
+    if options.out is not None:
+        raise ConfigError(
+            f"--out {options.out}", rule="the results of a study stay beside its students", remedy="leave it out"
+        )
+    directory = RunDirectory(root)
+    _refuse_unfinished(root, study)
     from harness.engine import connect, device_of
 
     ranks = connect()
@@ -158,13 +215,13 @@ def _run_directory(root: Path, options: argparse.Namespace) -> int:
     finally:
         if ranks.is_main:
             directory.close()
-    if ranks.is_main:
-        _show_study(directory, glue, options)
+    table = _study_table(directory, glue) if ranks.is_main else {}
     ranks.barrier()
-    return 0
+    return table
 
 
-def _show_study(directory: Any, glue: Glue, options: argparse.Namespace) -> None:
+def _study_table(directory: RunDirectory, glue: Glue) -> dict[str, Any]:
+    """Rebuilds the study's report; returns one row per student."""
     from harness.report import build_report
     from harness.rundir import read_json
 
@@ -175,7 +232,7 @@ def _show_study(directory: Any, glue: Glue, options: argparse.Namespace) -> None
         kept = read_json(student.folder / "record.json") or references.get(student.folder.name, {})
         found = {name: value for name, value in kept.get("scores", {}).items() if name.startswith("glue.")}
         rows.append({"name": student.name, "scores": found, "glue": kept.get("glue"), "model": kept.get("model")})
-    _print({"run": str(directory.root), "students": rows}, options)
+    return {"run": str(directory.root), "students": rows}
 
 
 def _model_folder(folder: Path, options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@
 they found, `kinds.py` and `answer.py` what it says, `figures.py` and `publish.py` the report.
 """
 
-from harness.sweep.conduct import SweepConductor, check, is_sweep, load
+from harness.sweep.conduct import SweepConductor, adopt_glue, check, is_sweep, load
 from harness.sweep.expand import Point, Sweep, TeacherRun, expand
 from harness.sweep.spec import SweepSpec, TrainedTeacher
 
@@ -15,6 +15,7 @@ __all__ = [
     "SweepSpec",
     "TeacherRun",
     "TrainedTeacher",
+    "adopt_glue",
     "check",
     "expand",
     "is_sweep",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from harness.study import StudySpec
 
 FILE = "sweep.yaml"
+# Where a student's fine-tunings are, as harness.evaluate writes them.
+GLUE = "glue"
 # Folders of stand-ins begin so.
 STAND_INS = "isobudget-sweep-"
 Before = Callable[["Setting", RunDirectory], None]
@@ -176,6 +178,15 @@ def adopt(donor: Path, place: Path, *, name: str) -> None:
     record = read_json(temporary / "record.json")
     write_json(temporary / "record.json", record | {"shared_with": name})
     os.replace(temporary, place)
+
+
+def adopt_glue(root: Path, point: Path) -> None:
+    """Copy the fine-tunings of trials that this point shares with another: they are named by what they depend on."""
+    for file in point.glob("arms/*/seed-*/record.json"):
+        donor = (read_json(file) or {}).get("shared_with")
+        source = root / str(donor) / GLUE
+        if donor is not None and source.is_dir():
+            shutil.copytree(source, file.parent / GLUE, dirs_exist_ok=True)
 
 
 def trial_key(arm: ArmSetting, seed: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from harness import cli
 from tests.support.glue_worlds import write_glue
@@ -111,6 +112,37 @@ def test_a_model_folder_gets_what_it_gets_inside_its_run(
     row = json.loads(capsys.readouterr().out)["students"][0]
     assert row["scores"] == {k: v for k, v in record(run)["scores"].items() if k.startswith("glue.")}
     assert sorted(p.name for p in student.iterdir()) == before, "a model folder is only read"
+
+
+def test_a_sweep_is_evaluated_point_by_point_and_what_points_share_once(
+    tiny: TinyStudy, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.evaluate import glue as module
+
+    tree = tiny.tree(
+        arms=[{"name": "no_kd", "objective": "mlm"}, {"name": "kd", "objective": "soft_targets"}], baseline="no_kd",
+        seeds=[1], budget="0.6 Gflop", evaluation={"main": "mlm.loss", "curve_points": 0, "mlm_blocks": 8, "readout": None},
+        teacher={"path": str(tiny.teacher), "trained_on": "same", "training_flop": 2e7, "allow_worse": True},
+        sweep={"kind": "amortise", "key": "accounting.teacher_training", "values": ["free", "full"]},
+    )  # fmt: skip
+    file, run = tmp_path / "sweep.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert cli.main(["run", "--study", str(file), "--out", str(run)]) == 0
+    done: list[str] = []
+    real = module.finetune
+    monkeypatch.setattr(module, "finetune", lambda *args, **keys: done.append("") or real(*args, **keys))
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), *flags(glue, "--json")]) == 0
+    tables = json.loads(capsys.readouterr().out)["points"]
+    assert [row["name"] for row in tables[1]["students"]] == ["no_kd · seed 1", "kd · seed 1", "untrained student"]
+    free, full = run / "points/free", run / "points/full"
+    assert record(full)["scores"]["glue.mean"] == record(free)["scores"]["glue.mean"]
+    assert record(full, "kd")["scores"]["glue.mean"] == tables[1]["students"][1]["scores"]["glue.mean"]
+    assert len(done) == 2 * (3 + 2), "two tasks; three students, then the two that the second point does not share"
+
+    shutil.rmtree(full / "arms/kd")
+    assert cli.main(["evaluate", str(run), *flags(glue)]) == 2
+    assert "has not been trained" in capsys.readouterr().err
 
 
 @pytest.mark.slow
