@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HELP = "run a small pilot, then recommend which student to buy with the rest of the budget"
 ANSWER = "decision.json"
 FORMAT = 1
+# A study's tokenizer where it names none.
+BUILTIN = "builtin"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +72,7 @@ def prepare_pilot(options: argparse.Namespace) -> tuple[Pilot, Sweep]:
         ConfigError: no study, one seed, one arm, a share outside (0, 1), or a teacher whose price nobody knows.
     """
     from harness.budget import Budget
+    from harness.models.teacher import SHIPPED
     from harness.study.keys import assign
     from harness.study.reading import SWEEP, apply, read
     from harness.sweep.expand import expand
@@ -85,9 +88,11 @@ def prepare_pilot(options: argparse.Namespace) -> tuple[Pilot, Sweep]:
             remedy="name a single study",
         )  # fmt: skip
     if options.teacher is not None and (tree.get("teacher") or {}).get("path") != options.teacher:
-        # What the study says of its own teacher is not true of another one.
+        # What the study says of its own teacher is not true of another one, and "builtin" is its own teacher's tokenizer.
         tree["teacher"] = {}
         assign(tree, "teacher.path", options.teacher)
+        if options.teacher not in SHIPPED and (tree.get("data") or {}).get("tokenizer", BUILTIN) == BUILTIN:
+            assign(tree, "data.tokenizer", options.teacher)
     apply(tree, options.assignments)
     arms = arms_of(options)
     # Arms and seeds decide how much a rung costs: counted in a study that was read and checked.
@@ -130,14 +135,15 @@ def share_of(text: str) -> float:
 def _teachers(study: StudySpec, options: argparse.Namespace) -> dict[str, float]:
     """{arm: what its teacher's training cost in the budget's unit} for every arm that learns from one."""
     from harness.owed import known_cost
+    from harness.plan.outline import sketch
     from harness.progress import reporter
-    from harness.setting import prepare
 
     ranks = from_environment()
     tell = reporter(is_main=ranks.is_main, json=options.json)
-    setting = prepare(study, engine_of(options) or default_engine(), world=ranks.world, tell=tell.say)
     found: dict[str, float] = {}
-    for name, arm in setting.arms.items():
+    for name, arm in sketch(
+        study, engine_of(options) or default_engine(), world=ranks.world, tell=tell.say
+    ).arms.items():
         if arm.teacher is None:
             continue
         unit = study.limit.unit

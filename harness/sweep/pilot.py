@@ -27,6 +27,8 @@ from harness.units import format_amount
 
 FILE = "pilot.json"
 RUNGS = 4
+# The lowest of so many is a thousandth of the highest.
+MOST_RUNGS = 11
 # Three figures say where a rung lies; more would only make names longer.
 _FIGURES = 3
 
@@ -85,7 +87,7 @@ def rungs_of(purse: Budget, share: float, *, trials: int, rungs: int = RUNGS) ->
     """Doubling budgets, each for this many trials, that together cost at most the share.
 
     Raises:
-        ConfigError: a share outside (0, 1), or fewer than two rungs.
+        ConfigError: a share outside (0, 1), fewer than two rungs, or so many that the lowest buys nothing.
     """
     if not 0 < share < 1:
         raise ConfigError(
@@ -93,8 +95,19 @@ def rungs_of(purse: Budget, share: float, *, trials: int, rungs: int = RUNGS) ->
         )
     if rungs < 2:
         raise ConfigError(f"--rungs {rungs}", rule="a curve needs two rungs or more", remedy=f"for example {RUNGS}")
+    if rungs > MOST_RUNGS:
+        raise ConfigError(
+            f"--rungs {rungs}", rule=f"rungs double: the lowest of more than {MOST_RUNGS} buys next to nothing",
+            remedy=f"for example {RUNGS}",
+        )  # fmt: skip
     each = purse.limit * share / trials
-    return tuple(_down(each * 2**i / (2**rungs - 1), whole=purse.unit.deterministic) for i in range(rungs))
+    found = tuple(_down(each * 2**i / (2**rungs - 1), whole=purse.unit.deterministic) for i in range(rungs))
+    if found[0] <= 0:
+        raise ConfigError(
+            f"--rungs {rungs} of {share:.3g} of {purse}", rule=f"nothing is left for the lowest, {trials} trials each",
+            remedy="give fewer rungs or a larger share",
+        )  # fmt: skip
+    return found
 
 
 def tree_of(tree: Mapping[str, Any], purse: Budget, rungs: Sequence[float]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness import cli
 from harness.budget import Budget
-from harness.chaos.tiny import TinyStudy
+from harness.chaos.tiny import TinyStudy, write_teacher
 from harness.commands.decide import share_of
 from harness.errors import ConfigError
 from harness.sweep import expand
@@ -57,7 +57,8 @@ def test_a_pilot_doubles_its_rungs_and_costs_its_share_at_most(
 
 
 @pytest.mark.parametrize(
-    ("share", "rungs", "says"), [(0.0, 4, "part of the budget"), (1.0, 4, "part"), (0.1, 1, "two rungs")]
+    ("share", "rungs", "says"),
+    [(0.0, 4, "part of the budget"), (1.0, 4, "part"), (0.1, 1, "two rungs"), (0.1, 60, "double")],
 )
 def test_a_pilot_that_is_none_or_everything_is_refused(share: float, rungs: int, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
@@ -109,6 +110,32 @@ def test_decisions_that_cannot_be_made_are_refused_with_their_reason(
 ) -> None:
     assert cli.main(["decide", "--study", study(tiny, tmp_path), *flags]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_rung_that_buys_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing is left for the lowest"):
+        rungs_of(Budget.parse("100 flop"), 0.1, trials=6, rungs=4)
+
+
+def test_another_teacher_brings_its_tokenizer_along(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped tokenizer is the shipped teacher's: with another one the students read what it reads."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    words = [f"w{n}" for n in range(40)]
+    own = AutoTokenizer.from_pretrained(tiny.teacher).train_new_from_iterator([words] * 50, vocab_size=120)
+    teacher = write_teacher(tmp_path / "teacher")
+    model = AutoModelForMaskedLM.from_pretrained(teacher)
+    model.resize_token_embeddings(len(own))
+    model.save_pretrained(teacher)
+    own.save_pretrained(teacher)
+    flags = ["--budget", "1 Tflop", "--teacher", str(teacher), "--plan", "--json", "--on", "1xh200"]
+    file = study(tiny, tmp_path)
+    assert cli.main(["decide", "--study", file, *flags]) == 0
+    capsys.readouterr()
+    assert cli.main(["decide", "--study", file, *flags, "--set", "data.tokenizer=builtin"]) == 3
+    assert "its tokenizer is not builtin's" in capsys.readouterr().err
 
 
 def test_what_is_set_of_another_teacher_holds_for_it(
