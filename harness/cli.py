@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from typing import NoReturn
 
 from harness.commands import discover
@@ -18,6 +19,10 @@ from harness.ranks import from_environment
 
 DESCRIPTION = "At the same cost, which student is better: pretrained from scratch, or distilled?"
 DEFAULT = "run"
+# Their directory's record is the truth about how they ended.
+RECORDED = ("run", "job")
+# Launchers end all ranks when the first leaves; rank 0 is given so long to write down why.
+LAST_WORD_S = 1.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,16 +60,37 @@ def main(arguments: list[str] | None = None) -> int:
     if any(a in ("--help", "-h") for a in given) and (not given or given[0] not in discover()):
         build_parser().print_help()
         return 0
-    options = parse(given)
+    began = time.time()
+    try:
+        options = parse(given)
+    except SystemExit as left:
+        if left.code:
+            _note(None, given, exit_code=2, message="the command line could not be read", since=began)
+        raise
     try:
         return discover()[options.command].execute(options, given)
     except IsoBudgetError as error:
         if from_environment().is_main:
             print(f"isobudget: {type(error).__name__}: {error}", file=sys.stderr)
+        else:
+            time.sleep(LAST_WORD_S)
+        _note(options, given, exit_code=error.exit_code, message=str(error), since=began)
         return error.exit_code
     except KeyboardInterrupt:
         print("isobudget: interrupted; continue with --resume", file=sys.stderr)
         return 130
+
+
+def _note(options: argparse.Namespace | None, given: list[str], *, exit_code: int, message: str, since: float) -> None:
+    """Leave the exit code where schedulers look for it, when a run or a job was refused; see harness.refusal."""
+    words = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
+    command = options.command if options else next((word for word in words[:1] if word in discover()), DEFAULT)
+    if command not in RECORDED or not from_environment().is_main:
+        return
+    from harness.refusal import given_place, note
+
+    place = options or given_place(command, given)
+    note(place, exit_code=exit_code, message=message, since=since)
 
 
 def installed() -> NoReturn:

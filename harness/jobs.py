@@ -19,10 +19,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.errors import ConfigError
-from harness.rundir import STUDY, RunDirectory, read_json, write_json
+from harness.rundir import JOBS, STUDY, RunDirectory, read_json, write_json
 from harness.study import StudySpec
 
-JOBS = "jobs"
 # Entering takes milliseconds; a thousand jobs of an array that start at once queue for a minute or two.
 ENTER_S = 300.0
 WHOLE = "study"
@@ -54,22 +53,27 @@ class Work:
         Raises:
             ConfigError: anything else, or an arm or seed that the study does not have.
         """
-        if text == "report":
-            return cls("report")
-        match = _WORK.fullmatch(text)
-        if match is None:
+        work = cls.read(text)
+        if work is None:
             raise ConfigError(
                 f"work {text!r}", rule="it is ARM:SEED, control:ARM:SEED, evaluation:ARM:SEED or report",
                 remedy=f"for example {study.arms[0].name}:{study.seeds[0]}",
             )  # fmt: skip
-        arm, seed = match["arm"], int(match["seed"])
-        if arm not in {a.name for a in study.arms} or seed not in study.seeds:
+        if work.kind != "report" and (work.arm not in {a.name for a in study.arms} or work.seed not in study.seeds):
             raise ConfigError(
                 f"work {text!r}", rule=f"{study.name} has the arms {', '.join(a.name for a in study.arms)} "
                 f"and the seeds {', '.join(map(str, study.seeds))}",
                 remedy="pick from those",
             )  # fmt: skip
-        return cls(match["kind"] or "train", arm, seed)
+        return work
+
+    @classmethod
+    def read(cls, text: str) -> Work | None:
+        """The work that these words name in whatever study; None where they name none."""
+        if text == "report":
+            return cls("report")
+        match = _WORK.fullmatch(text)
+        return cls(match["kind"] or "train", match["arm"], int(match["seed"])) if match else None
 
     @property
     def name(self) -> str:
@@ -95,12 +99,7 @@ class JobRecord:
 
     def begin(self, *, world: int) -> None:
         """Record an attempt as running."""
-        scheduler = {key.lower(): os.environ[key] for key in _SCHEDULER if key in os.environ}
-        attempt = {
-            "state": "running", "started": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "ranks": world,
-            "scheduler": scheduler,
-        }  # fmt: skip
-        self._write([*self.attempts(), attempt])
+        self._write([*self.attempts(), _attempt() | {"ranks": world}])
 
     def end(self, state: str, *, exit_code: int = 0, message: str = "") -> None:
         """Record how the last attempt ended."""
@@ -109,9 +108,25 @@ class JobRecord:
             [*before, {**last, "state": state, "ended": time.time(), "exit_code": exit_code, "message": message}]
         )
 
+    def refused(self, state: str, *, exit_code: int, message: str, since: float) -> None:
+        """Record an attempt that ended before it began; nothing where this process has recorded its end since `since`."""
+        attempts, this = self.attempts(), _attempt()
+        last = attempts[-1] if attempts else {}
+        if (last.get("host"), last.get("pid")) == (this["host"], this["pid"]) and last.get("ended", 0.0) >= since:
+            return
+        self._write([*attempts, this])
+        self.end(state, exit_code=exit_code, message=message)
+
     def _write(self, attempts: list[dict[str, Any]]) -> None:
         self.file.parent.mkdir(exist_ok=True)
         write_json(self.file, {"job": self.file.stem, "attempts": attempts})
+
+
+def _attempt() -> dict[str, Any]:
+    scheduler = {key.lower(): os.environ[key] for key in _SCHEDULER if key in os.environ}
+    return {
+        "state": "running", "started": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "scheduler": scheduler,
+    }  # fmt: skip
 
 
 class JobDirectory(RunDirectory):
@@ -154,6 +169,11 @@ class JobDirectory(RunDirectory):
         """See `RunDirectory.admit`; jobs take turns at the file they share."""
         with self._lock:
             return super().admit(now, allowed)
+
+    def keep_changes(self) -> None:
+        """See `RunDirectory.keep_changes`."""
+        with self._lock:
+            super().keep_changes()
 
     @property
     def signs(self) -> Path:

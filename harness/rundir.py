@@ -23,7 +23,10 @@ from harness.study import StudySpec, validate
 
 STUDY = "study.yaml"
 STATUS = "status.json"
+SWEEP = "sweep.yaml"  # instead of a study's: the directory of a sweep
 IDENTITY = "identity.json"
+# Records and locks of every attempt and job; may be there before there is a study (see harness.refusal).
+JOBS = "jobs"
 # Who holds the lock. The system frees a dead process's lock, this file stays: then it tells of a run that was killed.
 HOLDER = ".holder.json"
 
@@ -88,11 +91,11 @@ class RunDirectory:
         write_json(self.root / HOLDER, {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
         file = self.root / STUDY
         if not file.exists():
-            foreign = sorted(p.name for p in self.root.iterdir() if p.name not in (".lock", HOLDER))
-            if foreign:
+            others = foreign(self.root)
+            if others:
                 self.close()
                 raise ConfigError(
-                    f"output directory {self.root} holds {foreign[0]}", rule="it is not a study of this harness",
+                    f"output directory {self.root} holds {others[0]}", rule="it is not a study of this harness",
                     remedy="choose an empty or new --out",
                 )  # fmt: skip
             merged = study
@@ -158,11 +161,18 @@ class RunDirectory:
         kept = read_json(self.root / IDENTITY) or {}
         before = kept.get("overrides", [])
         new = [asdict(change) for change in self._changes]
-        if kept:
+        if "identity" in kept:
             new += permit(kept["identity"], now, allowed, what=f"the run in {self.root}")
         overrides = merge_overrides(before, new)
         write_json(self.root / IDENTITY, {"identity": now, "overrides": overrides})
         return overrides
+
+    def keep_changes(self) -> None:
+        """Keep as overrides what `open` was allowed to change, for the runs of this directory that are still to come."""
+        if self._changes:
+            kept = read_json(self.root / IDENTITY) or {}
+            changes = merge_overrides(kept.get("overrides", []), [asdict(change) for change in self._changes])
+            write_json(self.root / IDENTITY, kept | {"overrides": changes})
 
     def close(self) -> None:
         self.release()
@@ -190,6 +200,14 @@ class RunDirectory:
         write_json(
             self.root / STATUS, {"state": state, "exit_code": exit_code, "message": message, "time": time.time()}
         )
+
+
+def foreign(root: Path) -> list[str]:
+    """Names of what lies in a directory and is there without any study; [] where there is no directory."""
+    found = {place.name for place in root.iterdir()} - {".lock", HOLDER} if root.is_dir() else set()
+    if JOBS in found and all(place.suffix in (".json", ".lock") for place in (root / JOBS).glob("*")):
+        found.remove(JOBS)
+    return sorted(found)
 
 
 def holder(root: Path, *, wait_s: float = 0.0) -> str:

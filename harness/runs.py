@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.errors import ConfigError
 from harness.jobs import JOBS, WHOLE, JobRecord, Work
-from harness.rundir import STATUS, load_study, read_json
+from harness.rundir import STATUS, STUDY, load_study, read_json
 from harness.study import StudySpec
 
 # A run that trains and has not moved for this long, or for this many of its own steps, is called silent.
@@ -82,8 +82,13 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
     if not root.is_dir():
         raise ConfigError(f"{root}", rule="no such directory", remedy="give a directory written by run or submit")
     now = time.time() if now is None else now
+    status = _last_word(root)
+    if not (root / STUDY).exists() and status:
+        raise ConfigError(
+            f"{root}", rule=f"its run ended with exit code {status.get('exit_code')} before it began: {status.get('message')}",
+            remedy="correct that, and start it again",
+        )  # fmt: skip
     study = load_study(root)
-    status = read_json(root / "status.json") or {}
     whole = JobRecord(root, WHOLE).attempts()
     runs = [
         _trial(root, study, arm.name, seed, status=status, now=now, silent_s=silent_s)
@@ -112,16 +117,34 @@ def recorded_exit_code(root: Path, *, job: str | None = None, since: float | Non
     With `since` (seconds since 1970), what was recorded before is an earlier attempt's and counts as none: an attempt that fails
     before it can record anything must not be taken for the one that was preempted.
     """
-    file = Path(root) / (STATUS if job is None else f"{JOBS}/{job}.json")
-    if since is not None and (not file.exists() or file.stat().st_mtime < since - SKEW_S):
-        return 1
+    root = Path(root)
     if job is not None:
-        found = (JobRecord(Path(root), job).attempts() or [{}])[-1]
+        file = root / JOBS / f"{job}.json"
+        found = (JobRecord(root, job).attempts() or [{}])[-1]
+        recorded = file.stat().st_mtime if file.exists() else 0.0
     else:
-        found = read_json(Path(root) / "status.json") or {}
-    if found.get("state") == "done":
-        return 0
-    return int(found.get("exit_code") or 1)
+        found = _last_word(root, finished=False)
+        recorded = _when(found)
+    if since is not None and recorded < since - SKEW_S:
+        return 1
+    return 0 if found.get("state") == "done" else int(found.get("exit_code") or 1)
+
+
+def _last_word(root: Path, *, finished: bool = True) -> dict[str, Any]:
+    """What was recorded last about a study as a whole: its status, or the end of an attempt that was refused.
+
+    With `finished`, a finished study stays finished whoever was refused behind it.
+    """
+    status = read_json(root / STATUS) or {}
+    attempt = (JobRecord(root, WHOLE).attempts() or [{}])[-1]
+    if finished and status.get("state") == "done":
+        return status
+    return attempt if float(attempt.get("ended") or 0.0) > _when(status) else status
+
+
+def _when(found: dict[str, Any]) -> float:
+    """When this was recorded, in seconds since 1970. Not the file's date: a refused run puts the status back as it was."""
+    return float(found.get("ended") or found.get("time") or 0.0)
 
 
 def _trial(

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from harness import branch
 from harness.budget import Account
 from harness.errors import ConfigError
 from harness.ranks import Ranks
-from harness.rundir import RunDirectory, read_json, write_json
+from harness.rundir import STATUS, STUDY, SWEEP, RunDirectory, foreign, read_json, write_json
 from harness.sweep import stand_in
 from harness.sweep.expand import Sweep, expand
 from harness.sweep.kinds import check_places
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from harness.setting import ArmSetting, Setting
     from harness.study import StudySpec
 
-FILE = "sweep.yaml"
 # Where a student's fine-tunings are, as harness.evaluate writes them.
 GLUE = "glue"
 # Folders of stand-ins begin so.
@@ -41,12 +41,12 @@ RunOne = Callable[["StudySpec", Path, Before], None]
 
 def is_sweep(root: Path) -> bool:
     """True for the directory of a sweep."""
-    return (Path(root) / FILE).is_file()
+    return (Path(root) / SWEEP).is_file()
 
 
 def load(root: Path) -> Sweep:
     """The sweep that a directory holds."""
-    return expand(yaml.safe_load((root / FILE).read_text(encoding="utf-8")), where=str(root / FILE))
+    return expand(yaml.safe_load((root / SWEEP).read_text(encoding="utf-8")), where=str(root / SWEEP))
 
 
 def check(sweep: Sweep, try_out: Callable[[StudySpec], Any], *, complete: bool = True) -> list[Any]:
@@ -106,19 +106,19 @@ class SweepConductor:
 
     def _open(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        if not is_sweep(self.root) and any(self.root.iterdir()):
+        if not is_sweep(self.root) and ((self.root / STUDY).exists() or foreign(self.root)):
             raise ConfigError(
                 f"output directory {self.root}", rule="it holds something that is no sweep",
                 remedy="choose an empty or new --out",
             )  # fmt: skip
-        temporary = self.root / f".{FILE}.{os.getpid()}"
+        temporary = self.root / f".{SWEEP}.{os.getpid()}"
         temporary.write_text(yaml.safe_dump(self.sweep.tree, sort_keys=False), encoding="utf-8")
-        os.replace(temporary, self.root / FILE)
+        os.replace(temporary, self.root / SWEEP)
         self.opened()
         self._status("running")
 
     def _status(self, state: str, message: str = "") -> None:
-        write_json(self.root / "status.json", {"state": state, "message": message})
+        write_json(self.root / STATUS, {"state": state, "message": message, "time": time.time()})
 
     def _share(self, setting: Setting, directory: RunDirectory) -> None:
         """Bring trials that an earlier point has trained exactly so; rank 0 copies, everyone waits."""
