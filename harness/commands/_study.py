@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
+from harness.identity import KINDS
 
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
@@ -44,6 +45,14 @@ def hang_flag(parser: argparse.ArgumentParser) -> None:
         "--hang-timeout", type=float, metavar="SECONDS",
         help="leave, resumable, when no rank has moved for this long (default 600; 0 never)",
     )  # fmt: skip
+
+
+def allow_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow",
+        metavar="KIND,KIND",
+        help=f"go on although this differs from what --out holds: {', '.join(KINDS)}; the report says so",
+    )
 
 
 def inputs(options: argparse.Namespace) -> tuple[StudySpec, DsConfig | None]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands._report import show_report
-from harness.commands._study import default_engine, inputs, study_flags
+from harness.commands._study import allow_flag, default_engine, hang_flag, inputs, study_flags
 from harness.errors import ConfigError, IsoBudgetError, Preempted
+from harness.identity import parse_kinds
 
 if TYPE_CHECKING:
     from harness.rundir import RunDirectory
@@ -22,16 +23,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("work", metavar="WORK", help="ARM:SEED, control:ARM:SEED, evaluation:ARM:SEED, or report")
     study_flags(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="the study's directory, the same for all jobs")
+    hang_flag(parser)
+    allow_flag(parser)
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
     """Begin the work or continue it; a second call after its end changes nothing."""
+    allowed = parse_kinds(options.allow)
     study, ds_config = inputs(options)
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     from harness.engine import check, connect
     from harness.jobs import JobDirectory, JobRecord, Work, open_alone
+    from harness.meters.requirements import require
     from harness.rundir import RunDirectory
 
     work = Work.parse(options.work, study)
@@ -55,13 +60,19 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if work.kind == "train" and trained:
         tell.say(f"{work.arm} · seed {work.seed}: done already")
         return 0
+    if work.kind in ("train", "control"):
+        require(study.limit.unit, budget=study.budget, ranks=ranks, allowed=allowed)
     ds_config = ds_config or default_engine()
     check(ds_config, sequences=study.batch.sequences, world=ranks.world)
     setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
     whole = work.kind == "report"
     directory = RunDirectory(Path(options.out)) if whole else JobDirectory(Path(options.out), [work])
     merged = ranks.on_main(
-        lambda: open_alone(directory, study, resume=True) if whole else directory.open(study, resume=True)
+        lambda: (
+            open_alone(directory, study, resume=True, allowed=allowed)
+            if whole
+            else directory.open(study, resume=True, allowed=allowed)
+        )
     )
     if merged != study:
         setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
@@ -74,7 +85,10 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
             from harness.conduct import Conductor
 
             trial = (work.arm, work.seed)
-            conductor = Conductor(setting, directory, ranks, tell, command=command, resume=True)
+            conductor = Conductor(
+                setting, directory, ranks, tell, command=command, resume=True, allowed=allowed,
+                hang_timeout_s=options.hang_timeout,
+            )  # fmt: skip
             conductor.run([trial] if work.kind == "train" else [], [trial] if work.kind == "control" else [])
         else:
             from harness.evaluate.suite import Suite
@@ -82,7 +96,10 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
             def hangs(found: str) -> None:
                 record.end("interrupted", exit_code=Preempted.exit_code, message=f"hang: {found}")
 
-            with StopFlag(ranks) as stop, watch(directory.signs, ranks, record=hangs, remedy="run the job again"):
+            patience = watch(
+                directory.signs, ranks, timeout_s=options.hang_timeout, record=hangs, remedy="run the job again"
+            )
+            with StopFlag(ranks) as stop, patience:
                 suite = Suite(setting, directory, ranks, tell, stop)
                 suite.run(None if whole else (work.arm, work.seed))
         code = ranks.on_main(lambda: gather(directory, merged, as_json=options.json)) if whole else 0

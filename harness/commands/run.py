@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands._report import show_report
-from harness.commands._study import default_engine, hang_flag, inputs, study_flags, sweep_of
+from harness.commands._study import allow_flag, default_engine, hang_flag, inputs, study_flags, sweep_of
 from harness.errors import ConfigError, IsoBudgetError, Preempted
-from harness.identity import KINDS, parse_kinds
+from harness.identity import parse_kinds
 
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
@@ -51,11 +51,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
         help="also write scalars for live watching: jsonl, prometheus (a textfile), tensorboard; may be repeated",
     )
     hang_flag(parser)
-    parser.add_argument(
-        "--allow",
-        metavar="KIND,KIND",
-        help=f"go on although this differs from what --out holds: {', '.join(KINDS)}; the report says so",
-    )
+    allow_flag(parser)
 
 
 def push(root: Path, name: str, *, tell: Callable[[str], None]) -> None:

@@ -7,8 +7,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.commands._study import inputs, print_json, study_flags
+from harness.commands._study import allow_flag, hang_flag, inputs, print_json, study_flags
 from harness.errors import ConfigError
+from harness.identity import parse_kinds
 
 if TYPE_CHECKING:
     from harness.study import StudySpec, TeacherSpec
@@ -25,10 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs of one node (default 8)")
     parser.add_argument("--cpu", action="store_true", help="no GPUs: the two numbers above count processes")
     parser.add_argument("--nodes", type=int, metavar="N", help="use at most so many nodes at once")
-    parser.add_argument("--partition", metavar="NAME", help="Slurm's partition")
+    parser.add_argument("--partition", metavar="NAME[,NAME]", help="Slurm's partition, or several to choose from")
     parser.add_argument("--account", metavar="NAME", help="Slurm's account")
     parser.add_argument(
-        "--time", metavar="HH:MM:SS", help="time limit of each job; what is unfinished then is requeued"
+        "--time", metavar="[D-]HH:MM:SS", help="time limit of each job; what is unfinished then is requeued"
     )
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="one more option, as --sbatch=--constraint=h100"
@@ -36,21 +37,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-study", metavar="NAME|FILE.yaml", help="first train the teacher by this study of one arm"
     )
+    hang_flag(parser)
+    allow_flag(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="write the jobs, submit nothing")
     how.add_argument("--local", action="store_true", help="run the jobs here, one after another")
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
+    allowed = parse_kinds(options.allow)
     study, ds_config = inputs(options)
     import shutil
 
     from harness.jobs import JobDirectory
+    from harness.meters.requirements import refuse_mixed_currencies
     from harness.rundir import STUDY
     from harness.submit import execute as execution
     from harness.submit.graph import Machines, build
     from harness.submit.scripts import Queue, check_path, write
 
+    refuse_mixed_currencies(study.limit.unit, budget=study.budget, allowed=allowed)
     machines = Machines(options.gpus_per_run, options.gpus_per_node, gpus=not options.cpu, nodes=options.nodes)
     queue = Queue(options.partition, options.account, options.time, options.sbatch)
     out = check_path(Path(options.out or f"runs/{study.name}/jobs"), what="--out")
@@ -65,11 +71,15 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         study = study.model_copy(update={"teacher": with_path(study, teacher)})
     directory = JobDirectory(Path(out), [])  # jobs of an earlier submission may be entering
     # Jobs read the study from its directory: what is edited after submission changes nothing.
-    study = directory.open(study, resume=True)
+    study = directory.open(study, resume=True, allowed=allowed)
+    directory.keep_changes()
     directory.close()
     if teacher is not None:
         write_study(teacher[0], Path(teacher[1]))
-    graph = build(study, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine, teacher=teacher)
+    graph = build(
+        study, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine, teacher=teacher,
+        allow=",".join(sorted(allowed)) or None, hang_timeout_s=options.hang_timeout,
+    )  # fmt: skip
     scripts = write(graph, machines, queue, command=shlex.join(["python", "launch.py", *given]))
     if options.json:
         print_json(graph.as_json())

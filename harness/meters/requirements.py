@@ -9,13 +9,8 @@ from harness.ranks import Ranks
 from harness.units import Unit
 
 
-def require(unit: Unit, *, budget: str, ranks: Ranks, allowed: frozenset[str]) -> None:
-    """Every rank calls it together.
-
-    Raises:
-        ConfigError: a budget in energy on a node where nothing measures all of it; or leave to compare arms
-            from different hardware or numbers of ranks in a measured unit, where that decides the cut.
-    """
+def refuse_mixed_currencies(unit: Unit, *, budget: str, allowed: frozenset[str]) -> None:
+    """Raises ConfigError for leave to compare arms from different hardware or numbers of ranks in a measured unit."""
     changed = sorted(allowed & {"hardware", "world_size"})
     if changed and not unit.deterministic:
         raise ConfigError(
@@ -23,6 +18,16 @@ def require(unit: Unit, *, budget: str, ranks: Ranks, allowed: frozenset[str]) -
             rule=f"{unit}s of different hardware are different currencies: the arms would not have had equal cost",
             remedy="use the hardware of the finished arms, a budget in flop or tokens, or another --out",
         )
+
+
+def require(unit: Unit, *, budget: str, ranks: Ranks, allowed: frozenset[str]) -> None:
+    """Every rank calls it together.
+
+    Raises:
+        ConfigError: a budget in energy on a node where nothing measures all of it; or leave to compare arms
+            from different hardware or numbers of ranks in a measured unit, where that decides the cut.
+    """
+    refuse_mixed_currencies(unit, budget=budget, allowed=allowed)
     if unit is Unit.JOULE:
         failure: IsoBudgetError | None = None
         here = node.find(ranks)

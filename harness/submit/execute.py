@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -11,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from harness.errors import ConfigError
+from harness.rundir import read_json, write_json
 from harness.submit.graph import Graph
 
 Tell = Callable[[str], None]
@@ -21,26 +25,95 @@ PREEMPTED = 75
 def to_slurm(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> dict[str, str]:
     """Hand every stage to sbatch with its dependencies; returns {stage: job number}, also in OUT/jobs/submitted.json.
 
+    No stage is ever in the queue twice: after an sbatch that failed half-way, a second submission goes on behind the last
+    stage whose job is still there. When none is, all are handed over again; what they have done they do not repeat.
+
     Raises:
-        ConfigError: sbatch refuses a job; those already submitted are named, and wait.
+        ConfigError: sbatch refuses a job; jobs of this study are in the queue with other scripts, or whether any is
+            cannot be found out; another `submit` is at it.
     """
-    numbers: dict[str, str] = {}
-    for stage in graph.stages:
-        waits = ",".join(f"{how}:{numbers[name]}" for name, how in stage.needs.items())
+    folder = Path(graph.out) / "jobs"
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / ".submitting", timeout=0))
+        except Timeout:
+            raise ConfigError(str(folder), rule="another submit is at work here", remedy="wait for it") from None
+        return _hand_over(graph, scripts, folder / "submitted.json", tell)
+
+
+def _hand_over(graph: Graph, scripts: dict[str, Path], file: Path, tell: Tell) -> dict[str, str]:
+    known = _submitted(file)
+    queue = _queue(file) if known else set()
+    queued = [
+        stage.name
+        for stage in graph.stages
+        if f"{known.get(stage.name, _NONE)['job']} {graph.study}-{stage.name}" in queue
+    ]
+    digests = {name: hashlib.sha256(script.read_bytes()).hexdigest() for name, script in scripts.items()}
+    changed = [name for name in queued if known[name]["script"] != digests[name]]
+    if changed:
+        raise ConfigError(
+            f"stage {changed[0]}", rule=f"job {known[changed[0]]['job']} of it is in the queue, submitted with other flags",
+            remedy=f"submit with the same flags, or first: scancel {' '.join(known[name]['job'] for name in queued)}",
+        )  # fmt: skip
+    # Stages wait for each other in this order: those before the last one in the queue have had their turn, or have it.
+    names = [stage.name for stage in graph.stages]
+    behind = names.index(queued[-1]) + 1 if queued else 0
+    handed = {name: known[name] for name in names[:behind] if name in known}
+    for name in names[:behind]:
+        tell(
+            f"{name}: job {known[name]['job']}, {'is in the queue' if name in queued else 'has ended'}; not submitted again"
+        )
+    for stage in graph.stages[behind:]:
+        waits = ",".join(f"{how}:{handed[name]['job']}" for name, how in stage.needs.items())
         command = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes"]
         command += [f"--dependency={waits}"] if waits else []
         result = subprocess.run([*command, str(scripts[stage.name])], capture_output=True, text=True, check=False)
         # --parsable prints NUMBER, or NUMBER;CLUSTER
         number = result.stdout.strip().partition(";")[0]
         if result.returncode or not number.isdigit():
+            there = ", ".join(f"{name} {job['job']}" for name, job in handed.items())
             raise ConfigError(
                 f"sbatch {scripts[stage.name].name}", rule=(result.stderr.strip() or "it gave no job number"),
-                remedy=f"correct the flags; already submitted: {', '.join(f'{k} {v}' for k, v in numbers.items()) or 'nothing'}",
+                remedy="correct the flags" + (
+                    f"; already in the queue: {there}. The same command again goes on behind them; for other flags, first: "
+                    f"scancel {' '.join(job['job'] for job in handed.values())}" if there else ""
+                ),
             )  # fmt: skip
-        numbers[stage.name] = number
+        handed[stage.name] = {"job": number, "script": digests[stage.name]}
+        write_json(file, handed)  # at once: whatever happens next, this job is known
         tell(f"{stage.name}: job {number}, {stage.tasks} task{'s' if stage.tasks > 1 else ''}")
-    (Path(graph.out) / "jobs" / "submitted.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    return numbers
+    return {name: job["job"] for name, job in handed.items()}
+
+
+_NONE = {"job": "", "script": ""}
+
+
+def _submitted(file: Path) -> dict[str, dict[str, str]]:
+    """{stage: its job's number and its script's digest}, of the last submission; {} where there was none."""
+    if not file.exists():
+        return {}
+    found = read_json(file)
+    if not isinstance(found, dict) or not all(
+        isinstance(job, dict) and job.keys() == _NONE.keys() for job in found.values()
+    ):
+        raise ConfigError(
+            str(file), rule="it does not say which jobs were submitted", remedy="see squeue --me, cancel this study's jobs, remove the file"
+        )  # fmt: skip
+    return found
+
+
+def _queue(file: Path) -> set[str]:
+    """ "NUMBER NAME" of every job of ours that waits or runs; of an array, the array's number."""
+    result = subprocess.run(
+        ["squeue", "--noheader", "--me", "--format=%F %j"], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise ConfigError(
+            f"squeue: {result.stderr.strip()}", rule=f"which jobs of {file} are still there must be known before more are submitted",
+            remedy="submit again when Slurm answers",
+        )  # fmt: skip
+    return {" ".join(line.split()) for line in result.stdout.splitlines()}
 
 
 def here(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> int:
@@ -79,6 +152,8 @@ def here(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> int:
                     ["bash", str(scripts[stage.name]), str(task)], env=environment, start_new_session=True
                 )
                 running[:] = [process]
+                if stopped:  # asked while it started, when `stop` did not know it yet; to hear it twice does no harm
+                    process.send_signal(signal.SIGTERM)
                 code = process.wait()
                 running.clear()
                 if stopped:

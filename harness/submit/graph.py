@@ -89,7 +89,7 @@ class Graph:
 
 def build(
     study: StudySpec, machines: Machines, *, out: str, study_file: str, ds_config: str | None, evaluation_ranks: int = 1,
-    teacher: tuple[StudySpec, str, str] | None = None,
+    teacher: tuple[StudySpec, str, str] | None = None, allow: str | None = None, hang_timeout_s: float | None = None,
 ) -> Graph:  # fmt: skip
     """The graph teacher → cache → arms → evaluation → report, without the stages this study does not need.
 
@@ -97,9 +97,14 @@ def build(
         study_file: where compute nodes read the study.
         teacher: the study that trains the teacher, its file, and its directory; None where the teacher exists.
         evaluation_ranks: processes that evaluate one student; one is enough, students are evaluated side by side.
+        allow: kinds of differences, for the stages that train: they alone compare with what is there.
+        hang_timeout_s: for every stage whose ranks wait for each other.
     """
     common = ["--study", study_file]
-    train = [*common, "--out", out, *(["--ds_config", ds_config] if ds_config else [])]
+    engine = ["--ds_config", ds_config] if ds_config else []
+    engine += [f"--hang-timeout={hang_timeout_s}"] if hang_timeout_s is not None else []
+    read = [*common, "--out", out, *engine]
+    train = [*read, *(["--allow", allow] if allow else [])]
     stages: list[Stage] = []
     left_out: dict[str, str] = {}
     pack = {"nodes": machines.nodes_per_run, "gpus": machines.gpus}
@@ -110,7 +115,7 @@ def build(
                 f"teacher study {spec.name}", rule="it trains one arm at one seed", remedy="pick one in its file"
             )
         arm, seed = spec.arms[0].name, spec.seeds[0]
-        flags = ["--study", file, "--out", folder, *(["--ds_config", ds_config] if ds_config else [])]
+        flags = ["--study", file, "--out", folder, *engine, *(["--allow", allow] if allow else [])]
         stages.append(
             Stage(
                 "teacher", "job", flags, folder, [f"{arm}:{seed}"], [f"train-{arm}-seed-{seed}"],
@@ -157,7 +162,7 @@ def build(
     # One run that failed does not keep the others from being evaluated and reported.
     stages.append(
         Stage(
-            "evaluation", "job", train, out, [f"evaluation:{a}:{s}" for a, s in trials],
+            "evaluation", "job", read, out, [f"evaluation:{a}:{s}" for a, s in trials],
             [f"evaluation-{a}-seed-{s}" for a, s in trials], ranks=evaluation_ranks,
             slots=machines.at_once(evaluation_ranks), gpus=machines.gpus, needs={before: "afterany"},
         )
@@ -170,7 +175,7 @@ def build(
         Stage(
             "report",
             "job",
-            train,
+            read,
             out,
             ["report"],
             ["report"],

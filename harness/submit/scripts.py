@@ -15,7 +15,8 @@ from harness.errors import ConfigError
 from harness.hosts import check_name
 from harness.submit.graph import Graph, Machines, Stage
 
-_TIME = re.compile(r"[0-9]+(-[0-9]+)?(:[0-9]{2}){0,2}", re.ASCII)
+# M, M:S, H:M:S, D-H, D-H:M or D-H:M:S. Slurm itself takes 00:99:99 for 1:41:00 and says nothing.
+_TIME = re.compile(r"[0-9]{1,6}(-([01]?[0-9]|2[0-3]))?(:[0-5]?[0-9]){0,2}", re.ASCII)
 _PATH = re.compile(r"[A-Za-z0-9_@+=:,./-]+", re.ASCII)
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_@%+=:,./*&|()\[\]-]*)?", re.ASCII)
 # What the graph, its arrays and its requeueing depend on: nobody else's to say.
@@ -37,13 +38,14 @@ class Queue:
     options: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for what, value in (("--partition", self.partition), ("--account", self.account)):
-            if value is not None:
-                check_name(value, what=what)
+        for partition in self.partition.split(",") if self.partition is not None else []:
+            check_name(partition, what="--partition")
+        if self.account is not None:
+            check_name(self.account, what="--account")
         if self.time is not None and not _TIME.fullmatch(self.time):
             raise ConfigError(
                 f"--time {self.time!r}",
-                rule="Slurm reads minutes, HH:MM:SS or D-HH:MM:SS",
+                rule="it is M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; behind another field, minutes and seconds end at 59 and hours at 23",
                 remedy="for example 12:00:00",
             )
         for option in self.options:

@@ -76,7 +76,8 @@ def test_the_documented_flags_stay() -> None:
     assert shared <= flags["plan"]
     assert "--json" in flags["report"]
     assert {"--seed", "--rows", "--short", "--keep", "--json"} <= flags["chaos"]
-    assert "--hang-timeout" in flags["run"]
+    for command in ("run", "job", "submit"):
+        assert {"--hang-timeout", "--allow"} <= flags[command]
 
 
 BAD_INPUT = [

@@ -132,11 +132,27 @@ def test_options_that_the_jobs_depend_on_are_refused(option: str) -> None:
 @pytest.mark.parametrize(
     "queue",
     [{"partition": "gpu; rm -rf /"}, {"partition": "--wrap=x"}, {"account": "a\n#SBATCH --wrap=x"}, {"time": "12h"},
+     {"partition": "a,b;c"}, {"partition": "a,"}, {"partition": ""}, {"partition": "a, b"}, {"account": "a,b"},
      {"options": ["--comment=a b"]}, {"options": ["-p x"]}, {"options": ["--x=$(touch y)"]}, {"options": ["--x\n--y"]}],
 )  # fmt: skip
 def test_hostile_queue_words_are_refused(queue: dict) -> None:
     with pytest.raises(ConfigError):
         Queue(**queue)
+
+
+@pytest.mark.parametrize(
+    "time", ["0", "90", "90:00", "90:5", "100:00:00", "1:2:3", "2-0", "2-23", "2-5:30", "2-05:30:59", "10-00:00:00"]
+)
+def test_the_times_that_slurm_documents_are_taken(time: str) -> None:
+    assert Queue("gpu,gpu-long", time=time).time == time
+
+
+@pytest.mark.parametrize(
+    "time", ["00:99:99", "1:60", "5:60:00", "5:00:60", "1-24", "1-5:60", "1-1-1", "1:2:3:4", "1-", ":30", "5:", "", "-1", "1.5", "٣"],
+)  # fmt: skip
+def test_times_that_slurm_refuses_or_reads_as_others_are_refused(time: str) -> None:
+    with pytest.raises(ConfigError, match="minutes and seconds end at 59"):
+        Queue(time=time)
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a'b", "/a$(x)", "/a%j", "/a\nb", "/a;b"])
@@ -208,7 +224,7 @@ def test_submit_hands_the_graph_to_sbatch_with_its_dependencies(
     assert "--dependency" not in calls[0]
     for call, waits in zip(calls[1:], ("afterok:101", "afterany:102", "afterany:103"), strict=True):
         assert f"--dependency={waits} " in call
-    assert json.loads((out / "jobs" / "submitted.json").read_text())["arms"] == "102"
+    assert json.loads((out / "jobs" / "submitted.json").read_text())["arms"]["job"] == "102"
     said = capsys.readouterr().out
     assert "8 × 4 GPU, 2 at once per task, 4 tasks" in said
     assert "teacher: left out" in said
@@ -231,6 +247,119 @@ def test_submit_hands_the_graph_to_sbatch_with_its_dependencies(
         == 0
     )
     assert len(sbatch.read_text().splitlines()) == 4, "a dry run submits nothing"
+
+
+# -- submitting twice ---------------------------------------------------------------------------------------
+class Scheduler:
+    """sbatch and squeue over one folder; sbatch fails from the `fails_from`-th job on."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder / "slurm"
+        (self.folder / "bin").mkdir(parents=True)
+        self.queue = self.folder / "queue"
+        self.queue.touch()
+        self.stub(
+            "sbatch",
+            f"""n=$(cat {self.folder}/number 2>/dev/null || echo 100)
+if [[ -e {self.folder}/full ]] && [[ $n -ge $(cat {self.folder}/full) ]]; then echo "QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi
+n=$((n + 1)); echo "$n" > {self.folder}/number
+script="${{@: -1}}"; name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
+echo "$n $name $*" >> {self.folder}/calls; echo "$n $name" >> {self.queue}; echo "$n;cluster" """,
+        )
+        self.stub("squeue", f"cat {self.queue}")
+        monkeypatch.setenv("PATH", f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    def stub(self, name: str, body: str) -> None:
+        file = self.folder / "bin" / name
+        file.write_text(f"#!/bin/bash\n{body}\n", encoding="ascii")
+        file.chmod(0o755)
+
+    def full_from(self, number: int | None) -> None:
+        (self.folder / "full").unlink(missing_ok=True)
+        if number is not None:
+            (self.folder / "full").write_text(str(number))
+
+    def ended(self, *numbers: int) -> None:
+        rows = self.queue.read_text().splitlines(keepends=True)
+        self.queue.write_text("".join(row for row in rows if int(row.split()[0]) not in numbers))
+
+    def calls(self) -> list[list[str]]:
+        file = self.folder / "calls"
+        return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    return Scheduler(tmp_path, monkeypatch)
+
+
+def again(tiny: TinyStudy, out: Path, *words: str) -> int:
+    return cli.main(["submit", "--study", str(tiny.file), "--gpus-per-run", "4", "--out", str(out), *words])
+
+
+def stages(calls: list[list[str]]) -> list[str]:
+    return [Path(call[-1]).stem for call in calls]
+
+
+def test_a_submission_that_failed_half_way_goes_on_without_a_job_twice(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    scheduler.full_from(102)
+    assert again(tiny, out) == 2
+    assert "scancel 101 102" in capsys.readouterr().err
+    assert stages(scheduler.calls()) == ["cache", "arms"]
+    scheduler.full_from(None)
+    scheduler.ended(101)  # meanwhile the first has run
+    assert again(tiny, out) == 0
+    assert stages(scheduler.calls()) == ["cache", "arms", "evaluation", "report"]
+    assert [call[4] for call in scheduler.calls()[2:]] == ["--dependency=afterany:102", "--dependency=afterany:103"]
+    assert again(tiny, out) == 0, "all are there: nothing is left to hand over"
+    assert len(scheduler.calls()) == 4
+    submitted = json.loads((out / "jobs" / "submitted.json").read_text())
+    assert {name: job["job"] for name, job in submitted.items()} == {
+        "cache": "101", "arms": "102", "evaluation": "103", "report": "104",
+    }  # fmt: skip
+
+
+def test_a_study_whose_jobs_have_all_ended_is_submitted_anew(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler
+) -> None:
+    assert again(tiny, tmp_path / "out") == 0
+    scheduler.ended(101, 102, 103, 104)
+    assert again(tiny, tmp_path / "out", "--time", "1:00:00") == 0
+    assert stages(scheduler.calls()) == 2 * ["cache", "arms", "evaluation", "report"]
+
+
+def test_jobs_in_the_queue_with_other_flags_are_named_and_none_is_added(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again(tiny, tmp_path / "out") == 0
+    scheduler.ended(101)
+    assert again(tiny, tmp_path / "out", "--time", "1:00:00") == 2
+    assert "scancel 102 103 104" in capsys.readouterr().err
+    assert len(scheduler.calls()) == 4
+
+
+def test_nothing_is_submitted_while_the_queue_cannot_be_seen(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert again(tiny, tmp_path / "out") == 0
+    scheduler.stub("squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
+    assert again(tiny, tmp_path / "out") == 2
+    assert "Unable to contact" in capsys.readouterr().err
+    (tmp_path / "out" / "jobs" / "submitted.json").write_text('{"cache": 1')
+    assert again(tiny, tmp_path / "out") == 2
+    assert len(scheduler.calls()) == 4
+
+
+def test_a_number_that_another_study_has_now_is_not_taken_for_ours(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler
+) -> None:
+    assert again(tiny, tmp_path / "out") == 0
+    scheduler.queue.write_text("104 somebody-else\n")
+    assert again(tiny, tmp_path / "out") == 0
+    assert len(scheduler.calls()) == 8
 
 
 def test_submit_refuses_before_it_writes(tiny: TinyStudy, tmp_path: Path, root: Path) -> None:
