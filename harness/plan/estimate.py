@@ -323,8 +323,13 @@ def _host_memory() -> float | None:
 
 
 def _glue_notes(found: Sketch) -> list[str]:
-    """What fine-tuning leaves out, and what its scores cannot show."""
+    """What fine-tuning leaves out, what its scores cannot show, and how it departs from the published protocol."""
     from harness.data.glue_price import plan_notes
+    from harness.study.glue import departure
 
+    spec = found.study.evaluation.glue
+    if spec is None:
+        return []
     plan = found.setting.glue if found.complete else None
-    return [] if plan is None else plan_notes(plan, found.study)
+    said = departure(spec.grid, spec.select_on)
+    return ([said] if said else []) + (plan_notes(plan, found.study) if plan is not None else [])

@@ -9,6 +9,7 @@ from typing import Any
 from harness.report.analysis import Analysis
 from harness.report.cells import Cell, Table
 from harness.report.source import Json, arms_of, mapping, number
+from harness.study.glue import departure
 
 # What a study declares under `teacher.trained_on`, as a sentence's end.
 TRAINED_ON = {
@@ -40,7 +41,7 @@ def declared(analysis: Analysis) -> list[Json]:
 
 
 def beside_verdict(analysis: Analysis) -> list[str]:
-    """What a reader must know with the verdict: each arm's declared departures, and what each teacher was trained on."""
+    """What a reader must know with the verdict: declared departures, arms' and GLUE's, and what teachers were trained on."""
     arms = {str(arm["name"]): arm for arm in arms_of(analysis.source.study)}
     found = []
     for d in declared(analysis):
@@ -64,7 +65,9 @@ def beside_verdict(analysis: Analysis) -> list[str]:
     for (path, on), names in taught.items():
         whose = "" if len({p for p, _ in taught}) == 1 else f" of {', '.join(names)}"
         found.append(f"The teacher{whose} ({path}) {TRAINED_ON.get(on, TRAINED_ON['unknown'])}.")
-    return found
+    glue = mapping(mapping(analysis.source.study.get("evaluation")).get("glue"))
+    said = departure(glue.get("grid"), glue.get("select_on")) if glue else None
+    return found + ([said] if said else [])
 
 
 def _lookup(tree: Any, dotted: str) -> Any:

@@ -115,6 +115,18 @@ class GlueSpec(Spec):
         return [*(f"glue.{task}" for task in self.tasks), "glue.mean"]
 
 
+def departure(grid: object, select_on: object) -> str | None:
+    """In words, how a GLUE block departs from the published protocol of Bui et al. 2024; None where it is that one."""
+    if (grid, select_on) == ("paper", "validation"):
+        return None
+    searched = f"the {grid} grid" if isinstance(grid, str) else "a grid of its own"
+    chosen = "the reported split" if select_on == "validation" else "a held-out part of train"
+    return (
+        f"GLUE is searched over {searched} and chosen on {chosen}; the published protocol is the paper's grid in full, "
+        "chosen on the reported split (grid: paper, select_on: validation)."
+    )
+
+
 def glue_spec(tree: dict[str, Any], *, where: str) -> GlueSpec:
     """Read a GLUE block that stands alone.
 

@@ -21,6 +21,7 @@ from harness.plan.machines import parse_on
 from harness.plan.outline import Sketch, sketch
 from harness.plan.speed import Utilisation
 from harness.study import StudySpec, load, validate
+from harness.study.reading import STUDIES
 from tests.support.tiny import TinyStudy
 
 
@@ -166,6 +167,21 @@ def test_a_plan_warns_of_few_steps_many_passes_and_dear_evaluation(tiny: TinyStu
 
 
 # -- what is not here --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["paper_6l_1epoch", "paper_6l_6epochs", "paper_12l"])
+def test_the_published_glue_protocol_is_one_line_in_the_file_and_a_departure_from_it_is_said(name: str) -> None:
+    line = ["evaluation.glue.grid=paper", "evaluation.glue.select_on=validation"]
+    file = (STUDIES / f"{name}.yaml").read_text(encoding="utf-8")
+    assert " ".join(f"--set {each}" for each in line) in file
+    shipped, published = (
+        planned(sketch(load(name, assignments=changes), default(bf16=True), world=8, tell=silent), "8xh200")
+        for changes in ([], line)
+    )
+    assert any("the published protocol" in note for note in shipped["notes"])
+    assert not any("the published protocol" in note for note in published["notes"])
+    price = [table["arms"][0]["evaluation_flop"]["afterwards"]["glue"] for table in (shipped, published)]
+    assert price[1] / price[0] == pytest.approx(2.2, abs=0.1), "as the file says"
+
+
 @pytest.mark.parametrize("study", ["paper_6l_1epoch", "paper_6l_6epochs", "paper_12l"])
 def test_the_papers_studies_are_planned_without_text_tokenizer_or_teacher(study: str) -> None:
     found = sketch(load(study), default(bf16=True), world=8, tell=silent)

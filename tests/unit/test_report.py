@@ -396,6 +396,14 @@ def test_declared_differences_and_what_the_teacher_was_trained_on_stand_beside_t
             assert said in text
             assert text.index(said) < text.index("Device time")
     assert "minilmv2 also differs in optimizer.lr, as declared." in summary_lines(build_report(directory))
+    for grid, chosen, said in (("staged", "train", True), ("paper", "train", True), ("paper", "validation", False)):
+        study["evaluation"]["glue"] = {"path": "g", "tasks": ["cola"], "grid": grid, "select_on": chosen}
+        (directory / "study.yaml").write_text(yaml.safe_dump(study))
+        build_report(directory)
+        for text in (page_of(directory).text, (directory / "report.md").read_text()):
+            assert (f"GLUE is searched over the {grid} grid and chosen on a held-out part of train" in text) == said
+            assert ("the published protocol" in text) == said
+    study["evaluation"].pop("glue")
     study["arms"][2].pop("tuning")
     (directory / "study.yaml").write_text(yaml.safe_dump(study))
     build_report(directory)
