@@ -23,15 +23,20 @@ _NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 @contextmanager
 def tensors_only(allowed: Sequence[type]) -> Iterator[None]:
-    """Restrict every torch.load inside to tensors and the `allowed` classes; may be nested."""
+    """Restrict every torch.load inside to tensors and the `allowed` classes, and to nothing that a library has registered.
+
+    May be nested: the innermost list is the one that counts.
+    """
     before = {name: os.environ.pop(name, None) for name in (_ONLY, _NOT)}
     known = torch.serialization.get_safe_globals()
     os.environ[_ONLY] = "1"
+    torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(allowed))
     try:
         yield
     finally:
-        # Not torch's own context manager: leaving an inner one would also forget the outer one's classes.
+        # Not torch's own context manager: it adds to what is registered, and leaving an inner one would also forget
+        # the outer one's classes.
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(known)
         for name, value in before.items():

@@ -68,6 +68,24 @@ def test_what_is_allowed_is_read_and_only_inside(place: Path) -> None:
         torch.load(file, weights_only=True)
 
 
+def test_what_a_library_has_registered_is_not_ours(place: Path) -> None:
+    """Imports register classes for the whole process; files of ours are read by our list and no other."""
+    file = place / "state.pt"
+    torch.save({"scaler": Known()}, file)
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([Known])
+    try:
+        assert torch.load(file, weights_only=True)["scaler"].scale == 1.0
+        with pytest.raises(CheckpointError, match="it holds more than tensors"):
+            refuse_programs([file], [])
+        with tensors_only([Known]), tensors_only([]), pytest.raises(pickle.UnpicklingError):
+            torch.load(file, weights_only=False)
+        assert Known in torch.serialization.get_safe_globals(), "theirs again afterwards"
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def test_the_process_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
