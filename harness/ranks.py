@@ -58,6 +58,16 @@ class Ranks:
         if errors:
             raise errors[0]
 
+    def together(self, action: Callable[[], Any]) -> Any:
+        """Every rank acts on what is its own; the first error any of them met is raised on every rank."""
+        result, error = None, None
+        try:
+            result = action()
+        except IsoBudgetError as met:
+            error = met
+        self.agree(error)
+        return result
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
         if self.world == 1:

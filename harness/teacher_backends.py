@@ -71,15 +71,15 @@ def settle(
         return  # one that ranks gather together, or that drops out as PyTorch draws it, is computed layer by layer
     kept = ranks.on_main(lambda: _kept(folder, wanted))
     if kept is not None:
-        check(kept, device)
-        teacher.use(kept)
+        ranks.together(lambda: check(kept, device))
+        ranks.together(lambda: teacher.use(kept))
         compile_all(teacher, needs, first)
         return
     if wanted == "auto":
         tries = CANDIDATES if device.type == "cuda" else CANDIDATES[:1]
         tries = tuple(candidates) if candidates is not None else tries
     else:
-        check(wanted, device)
+        ranks.together(lambda: check(wanted, device))
         tries = (cast(Backend, wanted),)
     found: list[Tried] = []
     if tries != ("plain",):
@@ -94,7 +94,8 @@ def settle(
         raise ConfigError(f"speed.teacher_backend {wanted}", rule=found[0].obstacle, remedy="choose auto or plain")
     right = [each for each in found if not each.obstacle]
     chosen = min(right, key=lambda each: each.seconds or 0.0).backend if right else tries[0]
-    teacher.use(ranks.share(chosen))
+    chosen = ranks.share(chosen)
+    ranks.together(lambda: teacher.use(chosen))
     compile_all(teacher, needs, first)
     if found and ranks.is_main:
         told = {"wanted": wanted, "backend": teacher.backend, "tried": [asdict(each) for each in found]}
@@ -136,8 +137,8 @@ def compare(teacher: Teacher, backend: Backend, expected: Signals, *, batch: Tra
         answer = teacher(batch, needs)
         distance, divergence = distances(expected, answer)
         seconds = timed(teacher, batch, needs)
-    except TeacherError:
-        raise
+    except TeacherError as error:  # no rank may leave alone: all raise it when they have compared
+        return Tried(backend, obstacle=error.rule)
     except Exception as error:  # whatever a compiler raises: the plain forward needs none
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return Tried(backend, obstacle=f"it does not run here: {type(error).__name__}: {first[:160]}")

@@ -225,13 +225,8 @@ class Engine:
 
     def _refuse_programs(self, folder: Path) -> None:
         """Before DeepSpeed sees them: ranks share the files, and all learn of a bad one."""
-        files = sorted((folder / TAG).glob("**/*.pt"))
-        error = None
-        try:
-            refuse_programs(files[self.ranks.rank :: self.ranks.world], state_classes())
-        except CheckpointError as refused:
-            error = refused
-        self.ranks.agree(error)
+        files = sorted((folder / TAG).glob("**/*.pt"))[self.ranks.rank :: self.ranks.world]
+        self.ranks.together(lambda: refuse_programs(files, state_classes()))
 
     def _restore(self, folder: Path, tag: str) -> None:
         loaded, _ = self._ds.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
