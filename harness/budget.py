@@ -7,11 +7,13 @@ what the step cost. It never learns about models or clocks; meters do that.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,7 +90,7 @@ class Ledger:
         self.clocked = 0
         """Tells the file's last line with seconds from any other line; 0 before there is one."""
         if path is not None and path.exists():
-            self.clocked = _last_clocked(path.read_text(encoding="utf-8"))
+            self.clocked = _last_clocked(path.read_text(encoding="utf-8", errors="replace"))
 
     # -- asking ------------------------------------------------------------------------------------
     @property
@@ -195,10 +197,10 @@ class Ledger:
         writes it again.
 
         Raises:
-            CheckpointError: the file holds less than the state vouches for.
+            CheckpointError: the file holds less than the state vouches for, or something else.
         """
         dropped: dict[tuple[Account, Unit], int | float] = {}
-        for row in parse_postings("".join(self._lines(state)[int(state["postings"]) :])):
+        for row in filter(None, map(_posting, self._lines(state)[int(state["postings"]) :])):
             # A dropped LOST line is what an earlier crash lost since the same checkpoint: it is still lost.
             for name, amount, unit, _ in row["charges"]:
                 account = Account(name) if name in _NOT_REPEATED else Account.LOST
@@ -207,6 +209,14 @@ class Ledger:
             Charge(account, amount, unit, "analytic" if unit.deterministic else "measured")
             for (account, unit), amount in sorted(dropped.items())
         ]
+
+    def unreadable_since(self, state: Mapping[str, Any]) -> int:
+        """Lines beyond `state()` that are no postings: what they cost is unknown, and not among the lost.
+
+        Half a line at the end does not count: that is what a kill in the middle of a write leaves.
+        """
+        later = self._lines(state)[int(state["postings"]) :]
+        return sum(line.endswith("\n") and _posting(line) is None for line in later)
 
     def restore(self, state: Mapping[str, Any], *, instead: Iterable[Charge] = (), step: int = 0) -> None:
         """Continue from `state()`; in the file, one posting of `instead` takes the place of all later lines.
@@ -244,11 +254,16 @@ class Ledger:
         """Of the file; empty without one."""
         if self._path is None:
             return []
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True) if self._path.exists() else []
-        if len(lines) < int(state["postings"]):
+        vouched = int(state["postings"])
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        lines = [line + "\n" for line in text.split("\n")]
+        lines[-1] = lines[-1][:-1]  # what follows the last end of a line: nothing, or half a posting
+        lines = lines if lines[-1] else lines[:-1]
+        good = next((n for n, line in enumerate(lines[:vouched]) if _posting(line) is None), min(vouched, len(lines)))
+        if good < vouched:
             raise CheckpointError(
-                f"{self._path.name} has {len(lines)} postings",
-                rule=f"the checkpoint vouches for {state['postings']}",
+                f"{self._path} has {good} postings" + (f", then line {good + 1} is none" if good < len(lines) else ""),
+                rule=f"the checkpoint vouches for {vouched}",
                 remedy="restore the ledger file, or start the run again",
             )
         return lines
@@ -270,11 +285,16 @@ def _last_clocked(text: str) -> int:
 
 
 def parse_postings(text: str) -> list[dict[str, Any]]:
-    """Every complete line of a ledger file's text; a torn last line (kill -9 in a write) is dropped."""
-    rows: list[dict[str, Any]] = []
-    for line in text.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """Every posting of a ledger file's text up to the first line that is none: half a line (kill -9 in a write) is dropped."""
+    return list(takewhile(lambda row: row is not None, map(_posting, text.splitlines())))  # pyright: ignore[reportReturnType]
+
+
+def _posting(line: str) -> dict[str, Any] | None:
+    """A line of a ledger file: {step, charges: [[account, amount, unit, source], …], spent}; None for anything else."""
+    try:
+        row = json.loads(line)
+        charges = [(Account(a), Unit(u), amount, source) for a, amount, u, source in row["charges"]]
+        amounts = [row["step"], row["spent"], *(amount for _, _, amount, _ in charges)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return row if all(type(n) in (int, float) and 0 <= n < math.inf for n in amounts) else None

@@ -41,11 +41,12 @@ class Found(NamedTuple):
 
 def save(
     root: Path, *, step: int, state: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int = KEEP
-) -> None:
+) -> str:
     """Publish one checkpoint; every rank calls this and writes its share through `write(folder)`.
 
     A process that dies at any point leaves the older checkpoints as they were, and either all of the
-    new one or nothing a reader sees.
+    new one or nothing a reader sees. Returns, on every rank, why older ones could not be removed: the new one
+    is complete all the same, and the next save tries again; "" where they could.
 
     Args:
         root: where this run's checkpoints live.
@@ -66,7 +67,6 @@ def save(
         files = {name: facts for part in parts for name, facts in part.items()}
         _on_main(ranks, lambda: manifest.seal(temporary, files))
         _on_main(ranks, lambda: publish(temporary, root, step))
-        _on_main(ranks, lambda: clean(root, keep))
     except _Failed as failure:
         # Before the clean-up: writers seldom say that the disk is full (PyTorch says "unexpected pos 128 vs 0").
         room = ranks.share(_room(root) if ranks.is_main else "")
@@ -76,6 +76,7 @@ def save(
             f"checkpoint of step {step} in {root.name}", rule=f"it could not be written ({failure}; {room})",
             remedy="free space or choose another --out; the previous checkpoint is intact",
         ) from None  # fmt: skip
+    return ranks.on_main(lambda: _tidy(root, keep))
 
 
 def prepare(root: Path, temporary: Path) -> None:
@@ -83,16 +84,21 @@ def prepare(root: Path, temporary: Path) -> None:
     for pattern in _ASIDE:
         for leftover in root.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    manifest.make_folder(root)
+    temporary.mkdir()
 
 
 def publish(temporary: Path, root: Path, step: int) -> None:
-    """Make the folder visible under its step, by a rename that happens or does not."""
+    """Make the folder visible under its step, by a rename that happens or does not.
+
+    What the checkpoint counts on beside it, the ledger's file above all, is entered on the disk first.
+    """
     final = root / f"step-{step:08d}"
     again = 1
     while final.exists():  # resumed, and saved again at the same step
         again += 1
         final = root / f"step-{step:08d}-{again}"
+    manifest.sync(root.parent)
     os.replace(temporary, final)
     manifest.sync(root)
 
@@ -103,6 +109,15 @@ def clean(root: Path, keep: int) -> None:
         aside = root / f".removing-{old.name}"
         os.replace(old, aside)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _tidy(root: Path, keep: int) -> str:
+    """`clean`, or the words why not: they are the same each time, and said once."""
+    try:
+        clean(root, keep)
+    except OSError as error:
+        return f"old checkpoints could not be removed ({error.strerror}): more of them stay than the {keep} newest"
+    return ""
 
 
 def set_aside(root: Path, taken: Path) -> None:

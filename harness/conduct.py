@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness import alarms, branch, controls, environment
-from harness.budget import Account, Charge, Ledger, parse_postings
+from harness import alarms, branch, controls, environment, kept
+from harness.budget import Account, Charge, Ledger
 from harness.compiling import compile_ahead, refuse_to_compile
 from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import evaluation_batches
@@ -30,7 +30,7 @@ from harness.executed import executed_flop
 from harness.hardware import has_cuda
 from harness.kernels import backend
 from harness.lookahead import Lookahead
-from harness.manifest import sync
+from harness.manifest import make_folder, sync
 from harness.meters import node
 from harness.meters.efficiency import Denominator, denominator
 from harness.meters.measured import Measured
@@ -127,8 +127,10 @@ class Conductor:
     def missing(self) -> list[tuple[ArmSetting, int]]:
         """Trials without a finished record, in the order they will run; the same on every rank."""
         trials = [(arm, seed) for seed in self.setting.study.seeds for arm in self.setting.arms.values()]
-        done = [(self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" for arm, seed in trials]
-        return [trial for trial, finished in zip(trials, self.ranks.share(done), strict=True) if not finished]
+        done = self.ranks.on_main(
+            lambda: [(self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" for arm, seed in trials]
+        )
+        return [trial for trial, finished in zip(trials, done, strict=True) if not finished]
 
     def missing_controls(self) -> list[controls.Control]:
         """Controls of finished contestants that have not run; they come after every contestant."""
@@ -210,7 +212,7 @@ class Conductor:
         if self.ranks.is_main:
             if not self.resume and folder.exists() and not branch.is_branch(folder):
                 shutil.rmtree(folder)  # a trial that never saved a checkpoint and was not asked to resume
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         self.ranks.barrier()
         path = folder / "ledger.jsonl" if self.ranks.is_main else None
         ledger = control.ledger(path) if control else arm.ledger(path=path)
@@ -283,8 +285,7 @@ class Conductor:
                 f"{label}: {record['steps']:,} steps, {format_amount(record['tokens'], Unit.TOKEN)}, "
                 f"{format_amount(record['charged'], trial.ledger.budget.unit)} charged, {record['seconds']:.0f} device s"
             )
-            rows = parse_postings((folder / "metrics.jsonl").read_text(encoding="utf-8"))
-            for alarm in alarms.of_trial(rows, record):
+            for alarm in alarms.of_trial(kept.whole_objects(folder / "metrics.jsonl"), record):
                 self.tell.say(f"alarm: {alarm.text}")
         trial.ledger.close()
         trial.engine.close()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import kept
 from harness.budget import Account, Budget, Ledger
-from harness.rundir import read_json
 from harness.study import StudySpec
 from harness.units import Unit
 
@@ -69,11 +69,11 @@ def wanted(study: StudySpec, root: Path) -> list[Control]:
 
 
 def _tokens(root: Path, arm: str, seed: int) -> int | None:
-    record = read_json(root / "arms" / arm / f"seed-{seed}" / "record.json") or {}
-    return int(record["tokens"]) if record.get("state") == "done" else None
+    record = kept.read(root / "arms" / arm / f"seed-{seed}" / "record.json", kept.TrialRecord) or {}
+    return record.get("tokens") if record.get("state") == "done" else None
 
 
 def finished(control: Control, root: Path) -> bool:
     """True when this very control has run: with another number of tokens it is another control."""
-    record = read_json(control.folder(root) / "record.json") or {}
+    record = kept.read(control.folder(root) / "record.json", kept.TrialRecord) or {}
     return record.get("state") == "done" and (record.get("control") or {}) == control.record()

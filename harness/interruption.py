@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import branch, checkpoint, identity, resume, watchdog
+from harness import branch, checkpoint, identity, kept, resume, watchdog
 from harness.budget import Account, Charge
+from harness.rundir import replace as replace_file
 
 if TYPE_CHECKING:
     from harness.train import Trial
@@ -38,8 +38,12 @@ def save(trial: Trial, place: str = "checkpoints") -> None:
         resume.write(folder, engine=trial.engine, ranks=trial.ranks)
 
     with trial.measured.stage(Account.CHECKPOINT):
-        checkpoint.save(trial.directory / place, step=trial.progress.step, state=state, ranks=trial.ranks, write=write)
+        left_over = checkpoint.save(
+            trial.directory / place, step=trial.progress.step, state=state, ranks=trial.ranks, write=write
+        )
         trial.ranks.on_main(lambda: resume.note_made(trial.directory))
+    if left_over:
+        _tell(trial, [left_over])
     # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.lost_since).
     trial.post_measured()
 
@@ -55,13 +59,15 @@ def resume_trial(trial: Trial) -> bool:
     if found is None:
         # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
         lost = _lost_since(trial, trial.ledger.state())
-        if lost:
-            trial.ledger.restore(trial.ledger.state(), instead=[*lost, *_start_so_far(trial)])
+        # With nothing lost too: half a line may be all that was written, and nothing may be written behind that.
+        trial.ledger.restore(trial.ledger.state(), instead=[*lost, *_start_so_far(trial)] if lost else [])
         if lost and trial.watcher is not None:
             trial.watcher.say("no checkpoint was saved before the interruption: begins again; what it had done is LOST")
         return False
     folder, state, passed_over = found
-    then = state.get("identity") or {}
+    kept.check(state, kept.CheckpointState, of=folder / checkpoint.STATE)
+    progress = kept.build(type(trial.progress), state["progress"], of=folder / checkpoint.STATE)
+    then = state["identity"]
     if trial.ranks.share(branch.is_branch(trial.directory)):
         then = branch.as_own(then, trial.identity)
     changed = identity.permit(then, trial.identity, trial.allowed, what=f"a checkpoint of step {folder.name[5:]}")
@@ -70,9 +76,9 @@ def resume_trial(trial: Trial) -> bool:
     trial.ranks.on_main(lambda: checkpoint.set_aside(folder.parent, folder))
     longer = state["ledger"]["limit"] != trial.ledger.budget.limit
     ledger = resume.rebased(state["ledger"], trial.ledger) if changed or longer else state["ledger"]
+    trial.progress = progress
     lost = _lost_since(trial, ledger)
-    trial.progress = type(trial.progress)(**state["progress"])
-    _tell_passed_over(trial, folder, passed_over)
+    _tell(trial, [f"resumed from {folder.name}, because {reason}" for reason in passed_over])
     trial.measured.energy.tally.restore(trial.progress.energy)
     # A branch starts once, like any run: that its trunk had started too is in its ledger already.
     trial.resumed = not longer
@@ -83,26 +89,29 @@ def resume_trial(trial: Trial) -> bool:
         trial.progress.trunk = False
     metrics = trial.directory / "metrics.jsonl"
     if trial.ranks.is_main and metrics.exists():
-        rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        shorter = metrics.with_suffix(".tmp")  # killed here, the file has all its rows or the right ones
-        shorter.write_text("".join(rows[: trial.progress.metric_rows]), encoding="utf-8")
-        os.replace(shorter, metrics)
+        rows = metrics.read_bytes().splitlines(keepends=True)
+        replace_file(metrics, b"".join(rows[: trial.progress.metric_rows]))
     return True
 
 
-def _tell_passed_over(trial: Trial, folder: Path, reasons: list[str]) -> None:
-    """That newer checkpoints were bad goes onto the screen and into the record."""
-    told = [f"resumed from {folder.name}, because {reason}" for reason in reasons]
-    trial.progress.passed_over += [text for text in told if text not in trial.progress.passed_over]
-    if trial.watcher is not None:
-        for text in told:
-            trial.watcher.say(text)
+def _tell(trial: Trial, found: list[str]) -> None:
+    """Once each, onto the screen and into the record's warnings."""
+    for text in found:
+        if text not in trial.progress.warnings:
+            trial.progress.warnings.append(text)
+            if trial.watcher is not None:
+                trial.watcher.say(text)
 
 
 def _lost_since(trial: Trial, state: dict[str, Any]) -> list[Charge]:
     """Only rank 0 keeps the files that know what was lost; all ranks post it, so their ledgers stay equal."""
     left_behind = trial.open_time.left_behind() if trial.open_time is not None else []
-    return trial.ranks.on_main(lambda: [*trial.ledger.lost_since(state), *left_behind])
+    lost, unreadable = trial.ranks.on_main(
+        lambda: ([*trial.ledger.lost_since(state), *left_behind], trial.ledger.unreadable_since(state))
+    )
+    if unreadable:
+        _tell(trial, [f"{unreadable} lines of ledger.jsonl were unreadable: what they cost is not among the lost work"])
+    return lost
 
 
 def _start_so_far(trial: Trial) -> list[Charge]:

@@ -18,8 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from harness import kept
 from harness.errors import ConfigError
-from harness.rundir import JOBS, STUDY, RunDirectory, read_json, write_json
+from harness.rundir import JOBS, STUDY, RunDirectory, write_json
 from harness.study import StudySpec
 
 # Entering takes milliseconds; a thousand jobs of an array that start at once queue for a minute or two.
@@ -93,9 +94,12 @@ class JobRecord:
         self.file = root / JOBS / f"{name}.json"
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Oldest first; empty where the file is missing or torn."""
-        found = (read_json(self.file) or {}).get("attempts")
-        return found if isinstance(found, list) else []
+        """Oldest first; none where there is no file.
+
+        Raises:
+            CheckpointError: there is one, and it cannot be read.
+        """
+        return (kept.read(self.file, kept.Attempts) or {"attempts": []})["attempts"]
 
     def begin(self, *, world: int) -> None:
         """Record an attempt as running."""

@@ -67,6 +67,14 @@ def fault(folder: Path) -> str | None:
         return f"no readable manifest ({type(error).__name__})"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, each entered in the folder above it on the disk."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync(place.parent)
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

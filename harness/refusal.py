@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.errors import Preempted
+from harness.errors import CheckpointError, Preempted
 from harness.jobs import JOBS, WHOLE, JobRecord, Work
 from harness.rundir import STUDY, SWEEP, foreign
 
@@ -46,7 +46,8 @@ def note(options: argparse.Namespace, *, exit_code: int, message: str, since: fl
     if work is None or not (begun or (expected and not foreign(root))):
         return
     lock = root / ".lock" if work.kind in (WHOLE, "report") else root / JOBS / work.lock
-    with contextlib.suppress(OSError, Timeout):
+    # A record that cannot be read is left for whoever mends it.
+    with contextlib.suppress(OSError, Timeout, CheckpointError):
         (root / JOBS).mkdir(parents=True, exist_ok=True)
         # Whoever holds it is at work, and its record is its own.
         with FileLock(lock, timeout=0):

@@ -16,6 +16,7 @@ from harness import checkpoint, random_state
 from harness.budget import Account, Ledger
 from harness.engine import Engine
 from harness.errors import CheckpointError
+from harness.manifest import sync
 from harness.ranks import Ranks
 from harness.units import Unit
 
@@ -40,11 +41,15 @@ def newest(directory: Path) -> checkpoint.Found | None:
 
 def note_made(directory: Path) -> None:
     """Remember that a checkpoint was published; CheckpointError when the directory cannot be written any more."""
+    marker = directory / _MADE
     try:
-        (directory / _MADE).touch()
+        if not marker.exists():
+            marker.touch()
+            sync(marker)
+            sync(directory)
     except OSError as error:
         raise CheckpointError(
-            f"{directory / _MADE}",
+            f"{marker}",
             rule=f"it could not be written ({error.strerror})",
             remedy="see to the disk; resume then",
         ) from None

@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from harness.errors import ConfigError, IsoBudgetError
+from harness import kept
+from harness.errors import CheckpointError, ConfigError, IsoBudgetError
 from harness.identity import Difference, differences, merge_overrides, permit
-from harness.manifest import sync
-from harness.study import StudySpec, validate
+from harness.manifest import make_folder, sync
+from harness.study import StudySpec, read_yaml, validate
 
 STUDY = "study.yaml"
 STATUS = "status.json"
@@ -32,24 +33,31 @@ HOLDER = ".holder.json"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically and durably: a reader sees the old one or the new one, after a power cut too."""
+    """Replace a JSON file; see `replace`."""
+    replace(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file atomically and durably: a reader sees the old one or the new one, and after a power cut the new one."""
     # A process number is one machine's.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
         sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def read_json(path: Path) -> Any:
-    """The file's content, or None where it is missing or torn."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file that can be made again; None where it is missing, torn or something else. See `kept.read`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 class RunDirectory:
@@ -75,7 +83,7 @@ class RunDirectory:
         if resume and not (self.root / STUDY).exists():
             raise ConfigError(f"--resume {self.root}", rule="there is no run to resume", remedy="leave out --resume")
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             self._lock.acquire()
         except Timeout:
             raise ConfigError(
@@ -101,9 +109,7 @@ class RunDirectory:
             merged = study
         else:
             try:
-                merged = self._merge(
-                    validate(yaml.safe_load(file.read_text(encoding="utf-8")), where=str(file)), study, allowed
-                )
+                merged = self._merge(load_study(self.root), study, allowed)
                 state = (read_json(self.root / STATUS) or {}).get("state")
                 if state != "done" and not resume:
                     raise ConfigError(
@@ -114,17 +120,13 @@ class RunDirectory:
                 self.close()
                 raise
         self._before = {f: f.read_bytes() for f in (file, self.root / STATUS) if file.exists() and f.exists()}
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(merged.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-        os.replace(temporary, file)
+        replace(file, yaml.safe_dump(merged.model_dump(mode="json"), sort_keys=False).encode())
         return merged
 
     def refused(self) -> bool:
         """Leave study and status as `open` found them, for a run that was refused; False where there was none before."""
         for file, content in self._before.items():
-            temporary = file.with_name(f".{file.name}.tmp")
-            temporary.write_bytes(content)
-            os.replace(temporary, file)
+            replace(file, content)
         return bool(self._before)
 
     def _merge(self, old: StudySpec, new: StudySpec, allowed: frozenset[str]) -> StudySpec:
@@ -156,13 +158,14 @@ class RunDirectory:
         """Compare who runs with who made what is already here; returns every override so far, and keeps them.
 
         Raises:
-            CheckpointError: data, code, hardware or the number of ranks differ and are not allowed to.
+            CheckpointError: data, code, hardware or the number of ranks differ and are not allowed to; or who made
+                it cannot be read.
         """
-        kept = read_json(self.root / IDENTITY) or {}
-        before = kept.get("overrides", [])
+        there = kept.read(self.root / IDENTITY, kept.Identity)
+        before = there["overrides"] if there else []
         new = [asdict(change) for change in self._changes]
-        if "identity" in kept:
-            new += permit(kept["identity"], now, allowed, what=f"the run in {self.root}")
+        if there and there.get("identity") is not None:
+            new += permit(there["identity"], now, allowed, what=f"the run in {self.root}")
         overrides = merge_overrides(before, new)
         write_json(self.root / IDENTITY, {"identity": now, "overrides": overrides})
         return overrides
@@ -170,9 +173,9 @@ class RunDirectory:
     def keep_changes(self) -> None:
         """Keep as overrides what `open` was allowed to change, for the runs of this directory that are still to come."""
         if self._changes:
-            kept = read_json(self.root / IDENTITY) or {}
-            changes = merge_overrides(kept.get("overrides", []), [asdict(change) for change in self._changes])
-            write_json(self.root / IDENTITY, kept | {"overrides": changes})
+            there = kept.read(self.root / IDENTITY, kept.Identity) or {"overrides": []}
+            changes = merge_overrides(there["overrides"], [asdict(change) for change in self._changes])
+            write_json(self.root / IDENTITY, there | {"overrides": changes})
 
     def close(self) -> None:
         self.release()
@@ -193,7 +196,12 @@ class RunDirectory:
         return self.root / "arms" / arm / f"seed-{seed}"
 
     def record(self, arm: str, seed: int) -> dict[str, Any] | None:
-        return read_json(self.trial(arm, seed) / "record.json")
+        """What is known of a finished trial; None before its end.
+
+        Raises:
+            CheckpointError: there is a record and it cannot be read: it may be all that is left of the trial.
+        """
+        return kept.read(self.trial(arm, seed) / "record.json", kept.TrialRecord)
 
     def status(self, state: str, *, exit_code: int = 0, message: str = "") -> None:
         """Say how the run stands: running, done, interrupted or failed."""
@@ -218,16 +226,19 @@ def holder(root: Path, *, wait_s: float = 0.0) -> str:
     end = time.monotonic() + wait_s
     while not (root / HOLDER).exists() and time.monotonic() < end:
         time.sleep(0.02)
-    known = read_json(root / HOLDER) or {}
-    if not known:
+    try:
+        known = kept.read(root / HOLDER, kept.Holder)
+    except CheckpointError:
+        known = None
+    if known is None:
         return "unknown"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(known.get("since", 0)))
-    return f"process {known.get('pid')} on {known.get('host')}, since {since}"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(known["since"]))
+    return f"process {known['pid']} on {known['host']}, since {since}"
 
 
 def load_study(root: Path) -> StudySpec:
-    """The study a directory holds; ConfigError when it holds none."""
+    """The study a directory holds; ConfigError when it holds none, or one that cannot be read."""
     file = root / STUDY
     if not file.is_file():
         raise ConfigError(f"{root}", rule="it holds no study", remedy="give a directory written by run")
-    return validate(yaml.safe_load(file.read_text(encoding="utf-8")), where=str(file))
+    return validate(read_yaml(file), where=str(file))

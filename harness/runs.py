@@ -1,33 +1,35 @@
 """How every run of a study stands, read from its files while jobs write them; nothing is locked or changed.
 
 Step and budget come from the ledger, which gets a line at every step: its last line says how far a run is,
-its date when it last moved. Speed comes from the metrics, the end of an attempt from its job's record.
+its date when it last moved. Speed comes from the metrics, the end of an attempt from its job's record. A file that
+cannot be read is named; what the others say is shown all the same.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from harness.errors import ConfigError
+from harness import kept
+from harness.errors import CheckpointError, ConfigError
 from harness.jobs import JOBS, WHOLE, JobRecord, Work
-from harness.rundir import STATUS, STUDY, load_study, read_json
+from harness.rundir import STATUS, STUDY, load_study
 from harness.study import StudySpec
 
 # A run that trains and has not moved for this long, or for this many of its own steps, is called silent.
 SILENT_S = 300.0
 SILENT_STEPS = 20
-TAIL_BYTES = 1 << 16
 
-# What a run may be; the last three are trouble.
-STATES = ("done", "running", "waiting", "interrupted", "silent", "died", "failed")
-TROUBLE = frozenset({"silent", "died", "failed"})
+# What a run may be; the last four are trouble. Unreadable: the file that would say how it stands.
+STATES = ("done", "running", "waiting", "interrupted", "silent", "died", "failed", "unreadable")
+TROUBLE = frozenset({"silent", "died", "failed", "unreadable"})
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class RunStatus:
     host: str | None
     exit_codes: list[int | None]
     message: str
+    unreadable: list[str]
+    """Files of this run, each with what is wrong with it."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +64,8 @@ class StudyStatus:
     message: str
     runs: list[RunStatus]
     jobs: list[dict[str, Any]]
+    unreadable: list[str]
+    """Files of the whole study and of jobs, each with what is wrong with it."""
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "runs": [run.as_json() for run in self.runs]}
@@ -67,7 +73,9 @@ class StudyStatus:
     @property
     def verdict(self) -> int:
         """0 when all is done and reported, 1 when something needs a person, 75 when it only needs time."""
-        if any(run.state in TROUBLE for run in self.runs) or self.state in TROUBLE:
+        if any(run.state in TROUBLE or run.unreadable for run in self.runs):
+            return 1
+        if self.state in TROUBLE or self.unreadable:
             return 1
         return 0 if self.state == "done" and all(run.state == "done" for run in self.runs) else 75
 
@@ -76,35 +84,44 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
     """Look at a study's directory.
 
     Raises:
-        ConfigError: there is none, or it holds no study.
+        ConfigError: there is none, or it holds no study, or one that cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
         raise ConfigError(f"{root}", rule="no such directory", remedy="give a directory written by run or submit")
     now = time.time() if now is None else now
-    status = _last_word(root)
+    unreadable: list[str] = []
+    whole = _attempts(root, WHOLE, unreadable)
+    status = _last_word(_status(root, unreadable), whole)
     if not (root / STUDY).exists() and status:
         raise ConfigError(
             f"{root}", rule=f"its run ended with exit code {status.get('exit_code')} before it began: {status.get('message')}",
             remedy="correct that, and start it again",
         )  # fmt: skip
     study = load_study(root)
-    whole = JobRecord(root, WHOLE).attempts()
     runs = [
-        _trial(root, study, arm.name, seed, status=status, now=now, silent_s=silent_s)
+        _trial(root, study, arm.name, seed, status=status, whole=whole, now=now, silent_s=silent_s)
         for arm in study.arms
         for seed in study.seeds
     ]
-    state = str(status.get("state") or "waiting")
-    if state == "running" and _is_dead(whole[-1] if whole else {}):
+    state = status.get("state") or ("unreadable" if unreadable else "waiting")
+    if state == "running" and whole and _is_dead(whole[-1]):
         state = "died"
-    jobs = [
-        {"job": file.stem, "attempts": JobRecord(root, file.stem).attempts()} for file in sorted(root.glob("jobs/*.json"))
-        if file.stem not in ("graph", "submitted")
-    ]  # fmt: skip
-    return StudyStatus(
-        study.name, state, int(status.get("exit_code") or 0), str(status.get("message") or ""), runs, jobs
-    )
+    names = [file.stem for file in sorted(root.glob(f"{JOBS}/*.json")) if file.stem not in ("graph", "submitted")]
+    jobs = [{"job": name, "attempts": _attempts(root, name, unreadable)} for name in names]
+    # A job that trains a trial is named with its trial.
+    theirs = {text for run in runs for text in run.unreadable}
+    whose = [text for text in dict.fromkeys(unreadable) if text not in theirs]
+    return StudyStatus(study.name, state, status.get("exit_code") or 0, status.get("message", ""), runs, jobs, whose)
+
+
+def _unless_unreadable(look: Callable[[], T], unreadable: list[str]) -> T | None:
+    """What was found, or None where the file cannot be read; then it goes onto the list."""
+    try:
+        return look()
+    except CheckpointError as error:
+        unreadable.append(f"{error.value}: {error.rule}")
+        return None
 
 
 # Clocks of nodes and file servers may differ by so much.
@@ -117,81 +134,96 @@ def recorded_exit_code(root: Path, *, job: str | None = None, since: float | Non
     With `since` (seconds since 1970), what was recorded before is an earlier attempt's and counts as none: an attempt that fails
     before it can record anything must not be taken for the one that was preempted.
     """
-    root = Path(root)
+    root, unreadable = Path(root), list[str]()
     if job is not None:
         file = root / JOBS / f"{job}.json"
-        found = (JobRecord(root, job).attempts() or [{}])[-1]
+        attempts = _attempts(root, job, unreadable)
+        found = attempts[-1] if attempts else {}
         recorded = file.stat().st_mtime if file.exists() else 0.0
     else:
-        found = _last_word(root, finished=False)
+        found = _last_word(_status(root, unreadable), _attempts(root, WHOLE, unreadable), finished=False)
         recorded = _when(found)
-    if since is not None and recorded < since - SKEW_S:
+    # Only a word that can be read asks a scheduler for another turn.
+    if unreadable or (since is not None and recorded < since - SKEW_S):
         return 1
-    return 0 if found.get("state") == "done" else int(found.get("exit_code") or 1)
+    return 0 if found.get("state") == "done" else found.get("exit_code") or 1
 
 
-def _last_word(root: Path, *, finished: bool = True) -> dict[str, Any]:
+def _last_word(status: dict[str, Any], whole: list[dict[str, Any]], *, finished: bool = True) -> dict[str, Any]:
     """What was recorded last about a study as a whole: its status, or the end of an attempt that was refused.
 
     With `finished`, a finished study stays finished whoever was refused behind it.
     """
-    status = read_json(root / STATUS) or {}
-    attempt = (JobRecord(root, WHOLE).attempts() or [{}])[-1]
     if finished and status.get("state") == "done":
         return status
-    return attempt if float(attempt.get("ended") or 0.0) > _when(status) else status
+    attempt = whole[-1] if whole else {}
+    return attempt if attempt.get("ended", 0.0) > _when(status) else status
 
 
 def _when(found: dict[str, Any]) -> float:
     """When this was recorded, in seconds since 1970. Not the file's date: a refused run puts the status back as it was."""
-    return float(found.get("ended") or found.get("time") or 0.0)
+    return found.get("ended") or found.get("time") or 0.0
+
+
+def _status(root: Path, unreadable: list[str]) -> dict[str, Any]:
+    return _unless_unreadable(lambda: kept.read(root / STATUS, kept.Status), unreadable) or {}
+
+
+def _attempts(root: Path, name: str, unreadable: list[str]) -> list[dict[str, Any]]:
+    return _unless_unreadable(JobRecord(root, name).attempts, unreadable) or []
 
 
 def _trial(
-    root: Path, study: StudySpec, arm: str, seed: int, *, status: dict[str, Any], now: float, silent_s: float
-) -> RunStatus:
+    root: Path, study: StudySpec, arm: str, seed: int, *, status: dict[str, Any], whole: list[dict[str, Any]], now: float,
+    silent_s: float,
+) -> RunStatus:  # fmt: skip
     folder = root / "arms" / arm / f"seed-{seed}"
-    attempts = JobRecord(root, Work("train", arm, seed).name).attempts()
-    record = read_json(folder / "record.json") or {}
-    posted = _last(folder / "ledger.jsonl")
-    limit = study.limit.limit
-    spent = float(record.get("charged") or posted.get("spent") or 0.0)
-    step = int(record.get("steps") or posted.get("step") or 0)
-    fraction = min(1.0, spent / limit)
-    speed, rate = _speed(folder / "metrics.jsonl")
+    unreadable: list[str] = []
+    attempts = _attempts(root, Work("train", arm, seed).name, unreadable)
+    record = _unless_unreadable(lambda: kept.read(folder / "record.json", kept.TrialRecord), unreadable) or {}
+    unsure = bool(unreadable)
+    postings = _unless_unreadable(lambda: kept.last_rows(folder / "ledger.jsonl", kept.LastPosting), unreadable)
+    rows = _unless_unreadable(lambda: kept.last_rows(folder / "metrics.jsonl", kept.MetricsRow), unreadable)
+    posted = postings[-1] if postings else {}
+    spent = record.get("charged") or posted.get("spent") or 0
+    step = record.get("steps") or posted.get("step") or 0
+    fraction = min(1.0, spent / study.limit.limit)
+    speed, rate = _speed(rows or [])
     age = _age(folder / "ledger.jsonl", now)
     last = attempts[-1] if attempts else {}
     eta = (1 - fraction) / rate if rate and fraction < 1 else None
     if record.get("state") == "done":
         state, eta = "done", None
+    elif unsure:
+        state = "unreadable"
     elif last:
-        state = str(last.get("state"))
+        state = last["state"]
     elif age is None:
         state = "waiting"
     else:
         # No job of its own: the run of the whole study is at it, or was.
-        state = str(status.get("state") or "interrupted")
-        last = (JobRecord(root, WHOLE).attempts() or [{}])[-1]
+        state = status.get("state") or "interrupted"
+        last = (whole or [{}])[-1]
         state = "interrupted" if state == "done" else state
     if state == "running" and _is_dead(last):
         state = "died"
     elif state == "running":
-        since = min(a for a in (age, now - float(last.get("started") or now)) if a is not None)
+        since = min(a for a in (age, now - last.get("started", now)) if a is not None)
         step_s = 1 / (speed[1]) if speed and speed[1] else 0.0
         if since > max(silent_s, SILENT_STEPS * step_s):
             state = "silent"
     return RunStatus(
         arm, seed, state, 1.0 if state == "done" else fraction, step, speed[0] if speed else None,
         eta if state == "running" else None, age, last.get("host"), [a.get("exit_code") for a in attempts],
-        str(last.get("message") or ""),
+        last.get("message", ""), unreadable,
     )  # fmt: skip
 
 
-def _speed(path: Path) -> tuple[tuple[float, float] | None, float | None]:
+def _speed(rows: list[dict[str, Any]]) -> tuple[tuple[float, float] | None, float | None]:
     """((tokens/s, steps/s), fraction of the budget per second) over the last rows of training; None without two."""
-    rows = [row for row in _rows(path) if "tokens" in row]
-    for first in rows[-9:-1]:
-        last = rows[-1]
+    trained = [row for row in rows if row.get("tokens") is not None]
+    for first in trained[-9:-1]:
+        last = trained[-1]
         seconds = last["seconds"] - first["seconds"]
         if seconds > 0:
             pace = ((last["tokens"] - first["tokens"]) / seconds, (last["step"] - first["step"]) / seconds)
@@ -201,7 +233,7 @@ def _speed(path: Path) -> tuple[tuple[float, float] | None, float | None]:
 
 def _is_dead(attempt: dict[str, Any]) -> bool:
     """True when the attempt ran on this machine and its process is gone; other machines cannot be asked."""
-    if attempt.get("host") != socket.gethostname() or not isinstance(attempt.get("pid"), int):
+    if attempt.get("host") != socket.gethostname():
         return False
     try:
         os.kill(attempt["pid"], 0)
@@ -217,25 +249,3 @@ def _age(path: Path, now: float) -> float | None:
         return max(0.0, now - path.stat().st_mtime)
     except OSError:
         return None
-
-
-def _last(path: Path) -> dict[str, Any]:
-    return (list(_rows(path)) or [{}])[-1]
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines among the last 64 KiB; a torn one is left out."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return
-    for line in lines[1 if size > TAIL_BYTES else 0 :]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row

@@ -71,7 +71,7 @@ class Progress:
     metric_rows: int = 0
     seconds: float = 0.0
     stragglers: list[dict[str, Any]] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     trunk: bool = False
     energy: dict[str, Any] = field(default_factory=dict)
     steps_by_phase: dict[str, int] = field(default_factory=dict)

@@ -71,7 +71,7 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
             *departures(arm, plan, kept, voucher),
             *repeated(arm, trial),
             *slow_ranks(trial),
-            *trial.progress.passed_over,
+            *trial.progress.warnings,
             *uncounted(trial),
         ],
         "head_trained": trial.trainee.plan.trains_head,

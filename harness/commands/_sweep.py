@@ -91,27 +91,33 @@ def status_sweep(root: Path, *, silent_s: float, as_json: bool) -> int:
     """How every run of every study of a sweep stands; 0 when all is done, 1 when something needs a person, else 75."""
     from harness.commands.status import show
     from harness.rundir import STUDY, read_json
-    from harness.runs import read
+    from harness.runs import StudyStatus, read
     from harness.sweep import load
 
     sweep = load(root)
     places = [(f"teacher {run.name}", run.folder) for run in sweep.teachers]
     places += [(point.label, point.folder) for point in sweep.points]
-    found = {
-        label: read(root / folder, silent_s=silent_s) for label, folder in places if (root / folder / STUDY).is_file()
-    }
+    found: dict[str, StudyStatus] = {}
+    unreadable: dict[str, str] = {}
+    for label, folder in places:
+        try:
+            if (root / folder / STUDY).is_file():
+                found[label] = read(root / folder, silent_s=silent_s)
+        except ConfigError as error:  # what the others say is shown all the same
+            unreadable[label] = str(error)
     state = str((read_json(root / "status.json") or {}).get("state") or "waiting")
     if as_json:
-        print_json({"name": sweep.name, "state": state, "studies": {k: v.as_json() for k, v in found.items()}})
+        studies = {label: each.as_json() for label, each in found.items()}
+        print_json({"name": sweep.name, "state": state, "studies": studies, "unreadable": unreadable})
     else:
         for label, folder in places:
             print(f"{label}  ({folder})")
-            show(found[label]) if label in found else print("waiting")
+            show(found[label]) if label in found else print(unreadable.get(label, "waiting"))
             print()
         done = sum(each.verdict == 0 for each in found.values())
         print(f"{sweep.name}: {done} of {len(places)} studies done; sweep {state}")
     verdicts = [each.verdict for each in found.values()]
-    if 1 in verdicts:
+    if 1 in verdicts or unreadable:
         return 1
     return 0 if state == "done" and len(found) == len(places) and not any(verdicts) else 75
 

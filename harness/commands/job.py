@@ -77,8 +77,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     if merged != study:
         setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
     record = JobRecord(directory.root, work.name)
-    if ranks.is_main:
-        record.begin(world=ranks.world)
+    ranks.on_main(lambda: record.begin(world=ranks.world))
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     try:
         if work.kind in ("train", "control"):

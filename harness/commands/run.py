@@ -16,6 +16,7 @@ from harness.identity import parse_kinds
 
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
+    from harness.jobs import JobRecord
     from harness.ranks import Ranks
     from harness.rundir import RunDirectory
     from harness.setting import Setting
@@ -96,6 +97,17 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     return 0
 
 
+def begin(directory: RunDirectory, record: JobRecord, *, world: int) -> None:
+    """Record an attempt as running; a directory whose earlier attempts cannot be read is left as it was."""
+    try:
+        record.begin(world=world)
+    except IsoBudgetError:
+        directory.refused()
+        directory.close()
+        raise
+    directory.status("running")
+
+
 def run_study(
     study: StudySpec, ds_config: DsConfig | None, out: Path, options: argparse.Namespace, given: list[str], *,
     ranks: Ranks, allowed: frozenset[str], resuming: bool, report: Callable[[Path], object],
@@ -122,11 +134,9 @@ def run_study(
     if merged != study:
         setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
     record = JobRecord(directory.root, WHOLE)
-    if ranks.is_main:
-        directory.status("running")
-        if directory.stale:
-            tell.say(f"{directory.stale} was found and taken over: that run did not end by itself")
-        record.begin(world=ranks.world)
+    ranks.on_main(lambda: begin(directory, record, world=ranks.world))
+    if ranks.is_main and directory.stale:
+        tell.say(f"{directory.stale} was found and taken over: that run did not end by itself")
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     conductor = Conductor(
         setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed,

@@ -78,6 +78,10 @@ def show(found: StudyStatus) -> None:
             print(f"{run.arm} · {run.seed}: its process is gone without a word; start its job again, it continues")
         elif run.state == "failed":
             print(f"{run.arm} · {run.seed}: {run.message}")
+        for text in run.unreadable:
+            print(f"{run.arm} · {run.seed}: {text}")
+    for text in found.unreadable:
+        print(text)
 
 
 def _duration(seconds: float | None) -> str:

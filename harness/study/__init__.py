@@ -9,7 +9,7 @@ from harness.study.data import EMBEDDED, DataSpec, DomainSpec, MaskingSpec, Sour
 from harness.study.evaluation import ChoiceSpec, EvaluationSpec, ProbeSpec, ReadoutSpec
 from harness.study.glue import GlueSpec, GridSpec, glue_spec
 from harness.study.models import ModelSpec, TeacherSpec
-from harness.study.reading import STUDIES, load, names, validate
+from harness.study.reading import STUDIES, load, names, read_yaml, validate
 from harness.study.recipe import BatchSpec, OptimizerSpec, ScheduleSpec
 from harness.study.speed import SpeedSpec, TeacherCacheSpec
 from harness.study.study import MAY_DIFFER, ArmSpec, StudySpec
@@ -43,5 +43,6 @@ __all__ = [
     "glue_spec",
     "load",
     "names",
+    "read_yaml",
     "validate",
 ]

@@ -124,6 +124,20 @@ def validate(tree: Any, *, where: str) -> StudySpec:
     return spec
 
 
+def read_yaml(path: Path, *, name: str = "") -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ConfigError: it cannot be read, is no text, or no YAML; it is called `name`, or by its path.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(name or str(path), rule=f"malformed YAML: {error}", remedy="correct the file") from None
+    except OSError as error:
+        raise ConfigError(name or str(path), rule=f"it cannot be read ({error.strerror})") from None
+
+
 def _read(study: str) -> Any:
     path = Path(study)
     if path.suffix in (".yaml", ".yml"):
@@ -136,8 +150,5 @@ def _read(study: str) -> Any:
             raise ConfigError(
                 f"study {study!r}", rule="unknown study", remedy=f"known are {known}, or a path to a .yaml"
             )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"study {study!r}", rule=f"malformed YAML: {error}", remedy="correct the file") from None
+    tree = read_yaml(path, name=f"study {study!r}")
     return numbers(copy.deepcopy(tree))

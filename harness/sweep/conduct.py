@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from harness import branch
+from harness import branch, kept
 from harness.budget import Account
 from harness.errors import ConfigError
 from harness.ranks import Ranks
-from harness.rundir import STATUS, STUDY, SWEEP, RunDirectory, foreign, read_json, write_json
+from harness.rundir import STATUS, STUDY, SWEEP, RunDirectory, foreign, read_json, replace, write_json
+from harness.study import read_yaml
 from harness.sweep import stand_in
 from harness.sweep.expand import Sweep, expand
 from harness.sweep.kinds import check_places
@@ -45,8 +46,8 @@ def is_sweep(root: Path) -> bool:
 
 
 def load(root: Path) -> Sweep:
-    """The sweep that a directory holds."""
-    return expand(yaml.safe_load((root / SWEEP).read_text(encoding="utf-8")), where=str(root / SWEEP))
+    """The sweep that a directory holds; ConfigError where its file cannot be read."""
+    return expand(read_yaml(root / SWEEP), where=str(root / SWEEP))
 
 
 def check(sweep: Sweep, try_out: Callable[[StudySpec], Any], *, complete: bool = True) -> list[Any]:
@@ -111,9 +112,7 @@ class SweepConductor:
                 f"output directory {self.root}", rule="it holds something that is no sweep",
                 remedy="choose an empty or new --out",
             )  # fmt: skip
-        temporary = self.root / f".{SWEEP}.{os.getpid()}"
-        temporary.write_text(yaml.safe_dump(self.sweep.tree, sort_keys=False), encoding="utf-8")
-        os.replace(temporary, self.root / SWEEP)
+        replace(self.root / SWEEP, yaml.safe_dump(self.sweep.tree, sort_keys=False).encode())
         self.opened()
         self._status("running")
 
@@ -170,12 +169,12 @@ class SweepConductor:
 
 def adopt(donor: Path, place: Path, *, name: str) -> None:
     """Copy a finished trial; its record says whose it is. Nothing where the donor has not finished."""
-    if (read_json(donor / "record.json") or {}).get("state") != "done":
+    record = kept.read(donor / "record.json", kept.TrialRecord) or {}
+    if record.get("state") != "done":
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     shutil.copytree(donor, temporary)
-    record = read_json(temporary / "record.json")
     write_json(temporary / "record.json", record | {"shared_with": name})
     os.replace(temporary, place)
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import checkpoint, resume, rundir
+from harness import checkpoint, manifest, resume, rundir
 from harness.engine.files import make_universal
 from harness.errors import CheckpointError
 from harness.ranks import Ranks
+from harness.study import validate
 
 
 def write(folder: Path) -> None:
@@ -146,14 +147,84 @@ def test_a_rank_that_writes_where_rank_0_does_not_see_it_fails_the_save_for_all(
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_what_replaces_a_file_is_on_the_disk_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    replace = os.replace
-    monkeypatch.setattr(rundir, "sync", lambda path: order.append("sync"))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+class Disk:
+    """What was flushed and renamed, in order: names of files and folders, "a > b" for a rename."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.order: list[str] = []
+        replace, flush = os.replace, manifest.sync
+
+        def renaming(a: Path, b: Path) -> None:
+            self.order.append(f"{'aside' if Path(a).name.startswith('.') else Path(a).name} > {Path(b).name}")
+            replace(a, b)
+
+        def flushing(path: Path) -> None:
+            self.order.append("aside" if path.name.startswith(".") else path.name)
+            flush(path)
+
+        monkeypatch.setattr(os, "replace", renaming)
+        for module in (manifest, rundir, resume):
+            monkeypatch.setattr(module, "sync", flushing)
+
+
+def test_what_replaces_a_file_is_on_the_disk_before_it_does_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
     rundir.write_json(tmp_path / "record.json", {"state": "done"})
-    assert order == ["sync", "replace"]
+    assert disk.order == ["aside", "aside > record.json", tmp_path.name]
     assert json.loads((tmp_path / "record.json").read_text()) == {"state": "done"}
+
+
+def test_a_new_directory_and_its_study_are_on_the_disk_when_the_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, root = Disk(monkeypatch), tmp_path / "runs" / "mine"
+    study = {"name": "s", "budget": "1 Gflop", "arms": [{"name": "a", "objective": "mlm"}]}
+    directory = rundir.RunDirectory(root)
+    directory.open(validate(study, where="test"), resume=False)
+    directory.close()
+    assert disk.order[:2] == ["runs", tmp_path.name], "the folders' own names"
+    assert disk.order[-3:] == ["aside", "aside > study.yaml", "mine"]
+
+
+def test_the_first_checkpoint_of_a_trial_is_on_the_disk_with_every_folder_above_it_and_its_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, trial = Disk(monkeypatch), tmp_path / "seed-1"
+    trial.mkdir()
+    save(trial / "checkpoints", 5)
+    resume.note_made(trial)
+    published = disk.order.index("aside > step-00000005")
+    assert disk.order[0] == "seed-1", "that checkpoints/ exists"
+    assert disk.order[published - 1] == "seed-1", "what stands beside the checkpoints, such as the ledger, comes first"
+    assert disk.order[published + 1 :] == ["checkpoints", "checkpoints-made", "seed-1"]
+
+
+def test_old_checkpoints_that_cannot_be_removed_fail_no_save_and_are_removed_by_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    replace = os.replace
+
+    def busy(a: Path, b: Path) -> None:
+        if Path(b).name.startswith(".removing"):
+            raise OSError(16, "Device or resource busy")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", busy)
+    told = [
+        checkpoint.save(tmp_path, step=step, state={"step": step}, ranks=Ranks(), write=write) for step in (3, 4)
+    ]  # fmt: skip
+    assert "Device or resource busy" in told[0]
+    assert told[0] == told[1], "the same words each time: they are said once"
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.state == {"step": 4}
+    monkeypatch.undo()
+    assert checkpoint.save(tmp_path, step=5, state={}, ranks=Ranks(), write=write) == ""
+    assert [p.name for p in checkpoint.candidates(tmp_path)] == ["step-00000005", "step-00000004"]
 
 
 def test_a_conversion_that_was_killed_does_not_stop_the_next_one(

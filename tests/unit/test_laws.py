@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from harness import cli
+from harness.budget import parse_postings
 from tests.support.tiny import TinyStudy
 
 ARMS = ("no_kd", "soft_targets", "minilmv2", "tinybert")
@@ -175,6 +176,43 @@ def test_an_interrupted_run_resumes_to_the_same_weights_and_ledger(
     assert mine["accounts"].pop("LOST")["flop"] > 0
     assert mine["charged"] == theirs["charged"]
     assert mine["accounts"]["STUDENT_STEP"]["flop"] == theirs["accounts"]["STUDENT_STEP"]["flop"]
+
+
+def test_half_a_first_line_of_a_ledger_is_dropped_and_nothing_written_behind_it(
+    finished: Path, tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of its first posting: there is nothing to call lost, and the file is still to be a ledger."""
+    from harness.train import Trial
+
+    def interrupt(self: Trial) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Trial, "run", interrupt)
+        run(tiny, out, "--arms", "no_kd", code=130)
+    file = out / "arms" / "no_kd" / "seed-1" / "ledger.jsonl"
+    file.write_text('{"step":0,"char', encoding="utf-8")
+    run(tiny, out, "--arms", "no_kd", "--resume")
+    lines = file.read_text().splitlines()
+    assert len(parse_postings(file.read_text())) == len(lines) > 10
+    assert same(weights(out, "no_kd"), weights(finished, "no_kd"))
+    assert ledger(out, "no_kd") == ledger(finished, "no_kd")
+
+
+def test_a_run_that_cannot_remove_old_checkpoints_says_so_once_and_goes_on(
+    tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness import checkpoint
+
+    def busy(root: Path, keep: int) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(checkpoint, "clean", busy)
+    out = run(tiny, tmp_path / "run", "--arms", "no_kd", "--set", "checkpoints=4")
+    told = [text for text in record(out, "no_kd")["warnings"] if "could not be removed" in text]
+    assert len(told) == 1
+    assert "Device or resource busy" in told[0]
 
 
 def test_an_exported_student_loads_with_transformers_and_scores_the_same(finished: Path, tiny: TinyStudy) -> None:
