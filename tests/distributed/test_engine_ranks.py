@@ -60,3 +60,29 @@ def test_each_of_two_ranks_holds_what_the_plan_says(tmp_path: Path) -> None:
             assert 0.97 * states <= rank_bytes <= 1.03 * (states + form["buckets_bytes"]), (stage, found["bytes"], form)
         held.append(max(found["bytes"]))
     assert held[1] > held[3], "dividing weights and gradients leaves less on each"
+
+
+@pytest.mark.parametrize(
+    ("width", "layers"), [(128, 12), pytest.param(768, 20, marks=pytest.mark.slow)], ids=["0.8 MiB", "45 MiB"]
+)
+def test_every_stage_divides_what_the_plan_says_it_divides(width: int, layers: int, tmp_path: Path) -> None:
+    """With many equal layers and a bucket of one of them: states and bucket to 1 %, each stage below the one before."""
+    bucket = width * width
+    on_ranks(2, engine_ranks.weigh, str(tmp_path), [0, 1, 2, 3], width, layers, bucket, folder=tmp_path / "logs")
+    held, mib = [], 2**20
+    for stage in range(4):
+        found = json.loads((tmp_path / f"zero{stage}.json").read_text())
+        form = model_states(ds_config.DsConfig(found["tree"]), total=found["total"], trained=found["trained"], world=2)
+        states = sum(form[key] for key in ("weights_bytes", "gradients_bytes", "optimizer_bytes"))
+        print(
+            f"\nZeRO-{stage}, weights {4 * found['total'] / mib:.2f} MiB: held by each rank "
+            f"{', '.join(f'{n / mib:.2f}' for n in found['bytes'])} MiB; plan: states {states / mib:.2f}, "
+            f"buckets {form['buckets_bytes'] / mib:.2f}; rank 0 after each micro-batch "
+            f"{', '.join(f'{n / mib:.2f}' for n in found['points'])}",
+            end="",
+        )
+        for rank_bytes in found["bytes"]:
+            assert 0.99 * states <= rank_bytes <= 1.01 * (states + form["buckets_bytes"]), (stage, found["bytes"], form)
+        held.append(max(found["bytes"]))
+    assert held == sorted(held, reverse=True)
+    assert held[3] < held[2] < held[1] < held[0]

@@ -38,11 +38,29 @@ class Small(nn.Module):
         return {"total": self.frozen(self.down(torch.relu(self.up(hidden)))).float().pow(2).mean()}
 
 
-def build(config: ds_config.DsConfig, ranks: Ranks, *, width: int = 8) -> Engine:
-    model = Small(width)
+class Deep(nn.Module):
+    """Equal layers, none of which is much of the whole: what is divided among ranks divides evenly."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCAB, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.embedding(ids)
+        for layer in self.layers:
+            hidden = torch.relu(layer(hidden))
+        return {"total": hidden.pow(2).mean()}
+
+
+def build(config: ds_config.DsConfig, ranks: Ranks, *, width: int = 8, layers: int = 0) -> Engine:
+    """An engine around `Small`, or around `Deep` where it is to have layers."""
+    model = Deep(width, layers) if layers else Small(width)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [model.embedding.weight, model.up.weight, model.down.weight], "weight_decay": 0.1},
-        {"params": [model.up.bias, model.down.bias], "weight_decay": 0.0},
+        {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": 0.1},
+        {"params": [weight for weight in trained if weight.dim() == 1], "weight_decay": 0.0},
     ]
     return Engine(model, groups, config, sequences=SEQUENCES, ranks=ranks, betas=(0.9, 0.95), eps=1e-8, clip=1.0)
 
@@ -151,37 +169,50 @@ def every_config(files: list[str]) -> int:
 
 
 def tensors_alive() -> int:
-    """Bytes of every distinct storage that a tensor of this process refers to."""
+    """Bytes of every distinct storage that a tensor of this process refers to, or a weight as its gradient."""
     gc.collect()
     found: dict[int, int] = {}
     for thing in gc.get_objects():
         if isinstance(thing, torch.Tensor) and not thing.is_meta:
-            storage = thing.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            # Python sees no gradient that nobody has asked a weight for.
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
+                if tensor is not None:
+                    found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(found.values())
 
 
-def weigh(folder: str, stages: list[int], width: int) -> int:
-    """What each rank holds after a backward of the second step, before its update, beyond what it held without."""
+def weigh(folder: str, stages: list[int], width: int, layers: int = 0, bucket: int = 0) -> int:
+    """What each rank holds at most in the second step, beyond what it held without an engine.
+
+    Weighed after the backward of every micro-batch: between two of them gradients are kept, after the last they are reduced.
+
+    Args:
+        layers: of `Deep`, with two micro-batches a step; 0 for `Small`, with one.
+        bucket: elements of DeepSpeed's buckets; 0 for the largest weight of `Small`, which just fits: DeepSpeed keeps the
+            gradient of a larger one beside it.
+    """
     ranks = connect(timeout_s=60.0)
     for stage in stages:
         before = tensors_alive()
-        tree = config_of(stage, "fp32", micro="auto").tree
-        # The largest weight just fits the bucket: DeepSpeed keeps the gradient of a larger one beside it.
-        tree["zero_optimization"] |= {"reduce_bucket_size": 2 * width * width, "stage3_prefetch_bucket_size": 0}
-        engine = build(ds_config.DsConfig(tree), ranks, width=width)
+        tree = config_of(stage, "fp32", micro=2 if layers else "auto").tree
+        zero = {"reduce_bucket_size": bucket or 2 * width * width, "stage3_prefetch_bucket_size": 0}
+        tree["zero_optimization"] |= zero
+        engine = build(ds_config.DsConfig(tree), ranks, width=width, layers=layers)
         train(engine, 0, 1)
-        ids = torch.randint(0, VOCAB, (engine.micro_batch, TOKENS))
-        engine.backward(engine(ids)["total"])
-        facts = ranks.gather(tensors_alive() - before)
-        engine.step()
+        held: list[int] = []
+        for _ in range(engine.accumulation):
+            ids = torch.randint(0, VOCAB, (engine.micro_batch, TOKENS))
+            engine.backward(engine(ids)["total"])
+            held.append(tensors_alive() - before)
+            engine.step()
+        facts = ranks.gather(max(held))
         engine.close()
         del engine
         if ranks.is_main:
-            weights = list(Small(width).parameters())
-            total = sum(p.numel() for p in weights)
-            trained = sum(p.numel() for p in weights if p.requires_grad)
-            found = {"total": total, "trained": trained, "tree": tree, "bytes": facts}
+            model = Deep(width, layers) if layers else Small(width)
+            total = sum(p.numel() for p in model.parameters())
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            found = {"total": total, "trained": trained, "tree": tree, "bytes": facts, "points": held}
             (Path(folder) / f"zero{stage}.json").write_text(json.dumps(found), encoding="utf-8")
-            del weights
+            del model
     return 0
