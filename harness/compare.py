@@ -2,7 +2,9 @@
 
 Within one seed all arms share data order, masks and initial weights, so the unit of evidence is the
 per-seed difference, and its interval is Student's t on n − 1 degrees of freedom (Student 1908). Several
-comparisons are corrected by Holm's step-down rule (Holm 1979); power comes from the noncentral t.
+comparisons form a family of m: p is multiplied by m and every interval is that of the level 1 − α/m, so that all
+intervals of a family hold their truths together with at least 95 % (Bonferroni; Dunn 1961), and an interval excludes
+zero exactly where the corrected p is below 5 %. Power and seeds needed, from the noncentral t, are at α/m too.
 A percentile bootstrap over a handful of seeds raises 25–50 % false alarms and is not offered.
 
 The interval speaks about seeds. The test set is the same for every run, so it says nothing about other texts.
@@ -102,9 +104,10 @@ def seeds_to_detect(effect: float, *, alpha: float = ALPHA, power: float = POWER
 class Comparison:
     """Arm a against arm b on one metric over their common seeds; a positive difference means a is better.
 
-    low, high: 95 % interval of this one comparison. p_holm: corrected within the family. minimal_detectable:
-    the true difference that n seeds find with 80 % power at the family's level (α / comparisons in it).
-    seeds_needed: the same question turned round for the observed difference; 51 means more than 50.
+    low, high: its interval, which holds together with those of the whole family with 95 %; p_corrected says the
+    same of zero. family_size: the comparisons that this correction is for. minimal_detectable: the true difference that
+    n seeds find with 80 % power at the same level, α / family_size. seeds_needed: the same question turned round
+    for the observed difference; 51 means more than 50.
     These are None where n or the spread does not allow them, and `note` says why. `meaningful` is False where
     the metric does not measure both arms alike: such a figure is shown, flagged, and decides nothing.
     """
@@ -120,7 +123,8 @@ class Comparison:
     low: float | None
     high: float | None
     p: float | None
-    p_holm: float | None
+    p_corrected: float | None
+    family_size: int
     minimal_detectable: float | None
     seeds_needed: int | None
     meaningful: bool = True
@@ -129,7 +133,7 @@ class Comparison:
     @property
     def significant(self) -> bool:
         """True when the corrected p is at most 5 % and the metric means the same for both arms."""
-        return self.meaningful and self.p_holm is not None and self.p_holm <= ALPHA
+        return self.meaningful and self.p_corrected is not None and self.p_corrected <= ALPHA
 
     @property
     def half_width(self) -> float | None:
@@ -147,7 +151,7 @@ def compare(
     family: str,
     meaningless: Mapping[str, str] | None = None,
 ) -> list[Comparison]:
-    """Compare each pair (a, b) on one metric; all pairs that can be tested form one Holm family.
+    """Compare each pair (a, b) on one metric; all pairs that can be tested form one family.
 
     Args:
         meaningless: {arm: why the metric says nothing about it}; such pairs are flagged and stay out of the family.
@@ -156,13 +160,11 @@ def compare(
     flagged = meaningless or {}
     effects = [_effect(scores, a, b, sign) for a, b in pairs]
     notes = [flagged.get(a) or flagged.get(b) or "" for a, b in pairs]
-    family_members = [i for i, effect in enumerate(effects) if effect.p is not None and not notes[i]]
-    adjusted = holm(np.array([effects[i].p for i in family_members], dtype=float)) if family_members else np.empty(0)
-    corrected = {i: float(value) for i, value in zip(family_members, adjusted, strict=True)}
-    alpha = ALPHA / max(1, len(family_members))
+    size = max(1, sum(effect.p is not None and not note for effect, note in zip(effects, notes, strict=True)))
+    alpha = ALPHA / size
     result: list[Comparison] = []
-    for i, ((a, b), effect) in enumerate(zip(pairs, effects, strict=True)):
-        spread = effect.sd
+    for (a, b), effect, note in zip(pairs, effects, notes, strict=True):
+        spread, half = effect.sd, effect.half_width(alpha)
         result.append(
             Comparison(
                 metric=metric,
@@ -173,14 +175,15 @@ def compare(
                 n=len(effect.seeds),
                 seeds=effect.seeds,
                 mean_difference=effect.mean,
-                low=effect.low,
-                high=effect.high,
+                low=None if half is None else (effect.mean or 0.0) - half,
+                high=None if half is None else (effect.mean or 0.0) + half,
                 p=effect.p,
-                p_holm=corrected.get(i),
+                p_corrected=None if effect.p is None or note else min(1.0, size * effect.p),
+                family_size=size,
                 minimal_detectable=detectable_effect(len(effect.seeds), alpha=alpha) * spread if spread else None,
                 seeds_needed=seeds_to_detect((effect.mean or 0.0) / spread, alpha=alpha) if spread else None,
-                meaningful=not notes[i],
-                note=notes[i] or effect.note,
+                meaningful=not note,
+                note=note or effect.note,
             )
         )
     return result
@@ -204,10 +207,13 @@ class _Effect:
     seeds: tuple[int, ...]
     mean: float | None = None
     sd: float | None = None
-    low: float | None = None
-    high: float | None = None
     p: float | None = None
     note: str = ""
+
+    def half_width(self, alpha: float) -> float | None:
+        """Of the t interval of level 1 − α; None without a spread."""
+        n = len(self.seeds)
+        return None if self.sd is None else float(stats.t.isf(alpha / 2, n - 1)) * self.sd / math.sqrt(n)
 
 
 def _effect(scores: Scores, a: str, b: str, sign: float) -> _Effect:
@@ -223,5 +229,4 @@ def _effect(scores: Scores, a: str, b: str, sign: float) -> _Effect:
     sd = float(differences.std(ddof=1))
     if sd <= _ROUNDING * float(np.abs(values).max()):
         return _Effect(seeds, mean, note=f"the same difference in all {len(seeds)} seeds gives no interval")
-    _, low, high, p = paired_t(differences)
-    return _Effect(seeds, mean, sd, float(low), float(high), float(p))
+    return _Effect(seeds, mean, sd, float(paired_t(differences)[3]))

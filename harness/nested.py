@@ -28,7 +28,7 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from harness.compare import LEVEL, Array, Scores, holm
+from harness.compare import ALPHA, LEVEL, Array, Scores
 
 NestedScores = Mapping[str, Mapping[int, Sequence[float]]]
 """{arm: {pretraining seed: scores of its fine-tuning seeds}}"""
@@ -83,7 +83,10 @@ def _interaction(table: Array) -> Array:
 
 @dataclass(frozen=True)
 class Pair:
-    """Arm a minus arm b under the pooled variance; a positive difference means a is better."""
+    """Arm a minus arm b under the pooled variance; a positive difference means a is better.
+
+    low, high: an interval that holds together with those of all pairs with 95 %, as p_corrected says of zero.
+    """
 
     a: str
     b: str
@@ -91,7 +94,7 @@ class Pair:
     low: float
     high: float
     p: float
-    p_holm: float
+    p_corrected: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class MixedModel:
 
     sd_shared: what a pretraining seed does to all arms alike, which pairing removes. sd_own: what it does to one
     arm, the noise that more pretraining seeds average out. sd_fine: between fine-tuning seeds, None without nesting.
-    floor: the pair's half-width that is left with endlessly many fine-tuning seeds; more of them narrow no further.
+    half_width: of every pair's interval. floor: what is left of it with endlessly many fine-tuning seeds; more of them
+    narrow no further.
     """
 
     arms: tuple[str, ...]
@@ -135,14 +139,15 @@ def fit(nested: NestedScores, *, higher_is_better: bool) -> MixedModel | None:
     between = float(_interaction(table))
     if between <= 0:
         return None
-    difference, low, high, p = pooled_t(table)
-    adjusted = holm(p)
+    size = len(arms) * (len(arms) - 1) // 2
+    difference, low, high, p = pooled_t(table, level=1 - ALPHA / size)
+    adjusted = np.minimum(size * p, 1.0)
     named = combinations(arms, 2)
     rows = zip(named, difference, low, high, p, adjusted, strict=True)
     within = float(cells.var(axis=-1, ddof=1).mean()) if fine > 1 else 0.0
     own = max(0.0, between - within / fine)
     seed_square = len(arms) * float(table.mean(axis=0).var(ddof=1))
-    width = float(stats.t.isf((1 - LEVEL) / 2, (len(arms) - 1) * (len(seeds) - 1)))
+    width = float(stats.t.isf(ALPHA / size / 2, (len(arms) - 1) * (len(seeds) - 1)))
     return MixedModel(
         arms=arms,
         seeds=seeds,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
 
 from harness.errors import ConfigError
@@ -121,6 +122,20 @@ _SCALES: dict[Unit, tuple[tuple[float, str], ...]] = {
     Unit.JOULE: ((3.6e6, "kWh"), (3.6e3, "Wh"), (1, "J")),
     Unit.SECOND: ((3600, "h"), (60, "min"), (1, "s")),
 }  # fmt: skip
+
+
+# Beyond it twelve digits say nothing of decimals, and neither NaN nor infinity has any.
+_READABLE = 1e12
+
+
+def decimal(value: float, places: int) -> str:
+    """A number with so many decimals; ties go away from zero, so that −1.25 and +1.25 are −1.3 and +1.3.
+
+    A tie is one of the number as a person would read it: of its twelve significant digits, not of its binary tail.
+    """
+    if not abs(value) < _READABLE:
+        return f"{value:.{places}f}"
+    return f"{Decimal(f'{value:.12g}').quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP):f}"
 
 
 def format_amount(amount: float, unit: Unit) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.units import Unit, format_amount
+from harness.units import Unit, decimal, format_amount
 
 MINUS = "\N{MINUS SIGN}"
 _LARGE = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -60,7 +60,7 @@ class Words:
     def _fixed(self, value: float, spread: float | None) -> str:
         guide = abs((spread if spread else value) * self.score_scale)
         decimals = 3 if not guide or not math.isfinite(guide) else min(6, max(0, 1 - math.floor(math.log10(guide))))
-        return f"{value * self.score_scale:.{decimals}f}"
+        return decimal(value * self.score_scale, decimals)
 
 
 def percent(share: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.compare import SEEDS_CAP, Comparison
+from harness.compare import ALPHA, SEEDS_CAP, Comparison
 from harness.report import numbers
 from harness.report.analysis import Analysis
 from harness.report.cells import Cell, Table
@@ -35,7 +35,12 @@ def _comparison_table(
     for c in shown:
         half = _widest(c, shown)
         flag, role = ("", "best" if c.significant else "") if c.meaningful else (" †", "muted")
-        tests = [numbers.p_value(c.p), numbers.p_value(c.p_holm), _plain(c.minimal_detectable, c.metric), seeds_text(c)]
+        tests = [
+            numbers.p_value(c.p),
+            numbers.p_value(c.p_corrected),
+            _plain(c.minimal_detectable, c.metric),
+            seeds_text(c),
+        ]
         rows.append(
             [
                 Cell(f"{c.a} vs {c.b}", arm=index.get(c.a)),
@@ -46,11 +51,9 @@ def _comparison_table(
                 *(Cell(text if c.meaningful else "–", role="" if c.meaningful else "muted") for text in tests),
             ]
         )
-    scope = (
-        "the arms, score by score" if metric else f"these {len(shown)} pairs" if len(shown) > 1 else "one pair: nothing"
-    )
+    tested = max((c.family_size for c in shown), default=1)
     notes = [
-        f"Positive: the first arm is better. Paired by seed, Student's t; Holm's correction covers {scope}. "
+        f"Positive: the first arm is better. Paired by seed, Student's t. {_joint(tested, score_by_score=metric)}"
         "Detectable: the true difference that as many seeds find with 80 % power. "
         "Needed: the seeds that find a true difference as large as the observed one.",
     ]
@@ -59,8 +62,20 @@ def _comparison_table(
     notes += [f"{c.a} vs {c.b}: {c.note}." for c in shown if c.meaningful and c.note and not metric]
     unit = "" if metric else f", {numbers.unit(analysis.main)}"
     columns = ["Pair", *(["Score"] if metric else []), f"Difference{unit}", "95 % interval", "Seeds", "p"]
-    columns += ["p, Holm", "Detectable", "Needed"]
+    columns += ["p, corrected", "Detectable", "Needed"]
     return Table(name, title, columns, rows, [_flat_comparison(c) for c in shown], notes=notes if shown else [])
+
+
+def _joint(tested: int, *, score_by_score: bool) -> str:
+    """What the intervals of a table with so many comparisons of one score are corrected for."""
+    if tested == 1:
+        return ""
+    whose = "on each score" if score_by_score else "here"
+    return (
+        f"The {tested} intervals {whose} hold together with 95 %: each is of the level {100 * (1 - ALPHA / tested):.2f} %, and p is "
+        f"multiplied by {tested} (Bonferroni), so an interval excludes zero exactly where the corrected p is below 5 %; "
+        "detectable and needed are at that level too. "
+    )
 
 
 def _widest(c: Comparison, shown: list[Comparison]) -> float | None:

@@ -97,14 +97,14 @@ def effects(analysis: Analysis) -> Table:
                         ),
                         Cell("–" if c.low is None else " to ".join(ends)),
                         Cell(str(c.n)),
-                        Cell(numbers.p_value(c.p_holm)),
+                        Cell(numbers.p_value(c.p_corrected)),
                     ]
                 )
                 records.append({"text": names[metric], **c.as_json(), "seeds": " ".join(map(str, c.seeds))})
     base = analysis.baseline.name if analysis.baseline else "the baseline"
-    columns = ["Arm", "Text", f"Better than {base} by, nats", "95 % interval", "Seeds", "p, Holm"]
+    columns = ["Arm", "Text", f"Better than {base} by, nats", "95 % interval", "Seeds", "p, corrected"]
     notes = [
-        "Paired by seed; Holm's correction covers the arms of one text. Out minus in: the paired difference of both effects, "
+        "Paired by seed; intervals and p are corrected for the arms of one text (Bonferroni). Out minus in: the paired difference of both effects, "
         "positive where an arm's advantage is larger out of domain. Texts differ in how much there is to learn of them: it says "
         "how far an advantage carries over in nats, not why."
     ]
@@ -143,7 +143,7 @@ def forest(analysis: Analysis) -> Effects | None:
                 arm=name, index=index, middle=place_of(c.mean_difference or 0.0),
                 low=None if c.low is None else place_of(c.low),
                 width=None if c.low is None or c.high is None else place_of(c.high) - place_of(c.low),
-                words=size if c.low is None else f"{size} ({span})", tip=f"{c.n} seeds, p {numbers.p_value(c.p_holm)}",
+                words=size if c.low is None else f"{size} ({span})", tip=f"{c.n} seeds, p {numbers.p_value(c.p_corrected)}",
                 meaningful=True,
             )
         )  # fmt: skip

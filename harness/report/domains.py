@@ -3,7 +3,7 @@
 In domain are the mixture's own sources, weighted as the mixture; out of domain is text that no student learned from,
 every source alike. For each seed an arm's loss is averaged over both kinds; the effect of an arm is its paired
 difference to the baseline, and whether the effect carries over is the paired difference of these differences: one
-number per seed, Student's t, Holm-corrected over the arms.
+number per seed, Student's t, corrected for all arms.
 """
 
 from __future__ import annotations

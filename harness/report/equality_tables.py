@@ -34,6 +34,8 @@ def currencies(analysis: Analysis) -> Table:
         "A dearer arm is read before its rate had decayed, to its disadvantage."
         for c in shown
     ]
+    if notes and any(c.family_size > 1 for c in (*main.values(), *(c for each in shown for c in each.comparisons))):
+        notes.append("Differences: ± half the 95 % interval, for all arms of a column together.")
     return Table("currencies", "In both currencies", columns, rows if shown else [], records, notes=notes)
 
 
@@ -147,7 +149,7 @@ def control(analysis: Analysis) -> Table:
     ]
     notes = [
         "Gain: against the baseline after equally many tokens. Price: what the dearer tokens took away. They add up to the "
-        "difference at equal cost. Controls are no contestants and enter no verdict. Paired by seed, 95 % intervals."
+        "difference at equal cost. Controls are no contestants and enter no verdict. Paired by seed; 95 % intervals, for an arm's three differences together."
     ]
     return Table(
         "control", "Gain per token, price per token", [*columns, "Seeds"], rows, records, notes=notes if rows else []

@@ -31,7 +31,7 @@ def components(analysis: Analysis) -> Table:
     columns = ["Score", "Seeds", "Shared by arms", "Own to an arm", "Fine-tuning", "Half-width", "At best", "Degrees"]
     notes = [
         "Standard deviations between pretraining seeds (shared by all arms of a seed, which pairing removes; own to one arm) "
-        "and between fine-tuning seeds nested in them. Half-width: a pair's 95 % interval when all arms share their "
+        "and between fine-tuning seeds nested in them. Half-width: of a pair's interval, 95 % for all pairs together, when all arms share their "
         "variance. At best: what endlessly many fine-tuning seeds would leave of it. Seeds: pretraining × fine-tuning."
     ]
     records = [n.as_json() for n in analysis.nestings]
@@ -55,15 +55,16 @@ def mixed(analysis: Analysis) -> Table:
                     Cell(numbers.signed(pair.difference, nesting.metric, spread=half)),
                     Cell(" to ".join(span)),
                     Cell(numbers.p_value(pair.p)),
-                    Cell(numbers.p_value(pair.p_holm), role="best" if pair.p_holm <= 0.05 else ""),
+                    Cell(numbers.p_value(pair.p_corrected), role="best" if pair.p_corrected <= 0.05 else ""),
                 ]
             )
             records.append({"metric": nesting.metric, **vars(pair)})
     notes = [
         "One model of all arms: pretraining seeds random, fine-tuning seeds nested in them, tasks fixed. It pools the arms' "
-        "variance, assuming that they are equally noisy. The verdict does not: it uses the paired t."
+        "variance, assuming that they are equally noisy. The verdict does not: it uses the paired t. Intervals and corrected p "
+        "are for all pairs of a score together (Bonferroni)."
     ]
-    columns = ["Pair", "Score", "Difference", "95 % interval", "p", "p, Holm"]
+    columns = ["Pair", "Score", "Difference", "95 % interval", "p", "p, corrected"]
     return Table("mixed_model", "Mixed model", columns, rows, records, notes=notes if rows else [])
 
 

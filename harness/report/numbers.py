@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from harness.units import Unit, format_amount
+from harness.units import Unit, decimal, format_amount
 
 _WORDS = {"mlm": "MLM", "clm": "Next-token", "readout": "Readout", "probe": "Probe", "glue": "GLUE"}
 BITS = "bits_per_byte"
@@ -51,8 +51,8 @@ def _decimals(metric: str, spread: float | None) -> int:
 
 
 def fixed(value: float, decimals: int) -> str:
-    """A decimal number with a real minus sign, and no minus before zero."""
-    text = f"{value:.{decimals}f}"
+    """A decimal number with a real minus sign, and no minus before zero; ties away from zero."""
+    text = decimal(value, decimals)
     return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
 
 
@@ -117,4 +117,4 @@ def cost(value: float | None, unit_name: str | None) -> str:
 
 def ratio(value: float) -> str:
     """ "1.61×", with fewer digits where they mean nothing."""
-    return f"{value:.2f}×" if value < 10 else f"{value:,.0f}×"
+    return f"{decimal(value, 2)}×" if value < 10 else f"{value:,.0f}×"

@@ -62,7 +62,7 @@ class Place:
 class PretrainingFirst:
     """One method's arms, sorted by fraction, the arm that never distils among them, then those of the other order.
 
-    pairs: every two fractions, one Holm family. orders: each arm of the other order against the fraction of equally
+    pairs: every two fractions, one family of comparisons. orders: each arm of the other order against the fraction of equally
     much pretraining. untold: fractions that cannot be told from the best.
     """
 
@@ -186,7 +186,7 @@ def sentences(found: PretrainingFirst) -> list[str]:
     else:
         said.append("It beats every other fraction.")
     said.append(
-        f"All {len(found.pairs)} pairs of fractions are compared and Holm-corrected together. The best of several is also "
+        f"All {len(found.pairs)} pairs of fractions are compared and corrected together. The best of several is also "
         "the luckiest: run it again with new seeds before its own score is quoted."
     )
     for c in found.orders:

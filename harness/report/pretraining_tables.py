@@ -32,7 +32,12 @@ def table(analysis: Analysis) -> Table:
         notes += [f"{found.method}: {text}" if many else text for text in sentences(found)]
     base = analysis.baseline.name if analysis.baseline else "the baseline"
     columns = ["Arm", "Pretrained first", numbers.label(metric), "95 % interval"]
-    columns += [f"Against {base}, {numbers.unit(metric)}", "95 % interval", "p, Holm", "p against the best, Holm"]
+    columns += [
+        f"Against {base}, {numbers.unit(metric)}",
+        "95 % interval",
+        "p, corrected",
+        "p against the best, corrected",
+    ]
     return Table("pretraining_first", "How much to pretrain first", columns, rows, records, notes=notes)
 
 
@@ -55,9 +60,9 @@ def _row(found: PretrainingFirst, place: Place, *, spread: float | None, half: f
         cells += [
             Cell(numbers.signed(effect.mean_difference, metric, spread=half)),
             Cell("–" if effect.low is None else " to ".join(ends)),
-            Cell(numbers.p_value(effect.p_holm), role="best" if effect.significant else ""),
+            Cell(numbers.p_value(effect.p_corrected), role="best" if effect.significant else ""),
         ]
-    return [*cells, Cell("the best" if role else numbers.p_value(against.p_holm) if against else "–")]
+    return [*cells, Cell("the best" if role else numbers.p_value(against.p_corrected) if against else "–")]
 
 
 def _record(found: PretrainingFirst, place: Place) -> Json:
@@ -75,9 +80,9 @@ def _record(found: PretrainingFirst, place: Place) -> Json:
         "difference": effect.mean_difference if effect else None,
         "difference_low_95": effect.low if effect else None,
         "difference_high_95": effect.high if effect else None,
-        "p_holm": effect.p_holm if effect else None,
+        "p_corrected": effect.p_corrected if effect else None,
         "best": place.arm.name == found.best,
-        "p_holm_against_best": against.p_holm if against else None,
+        "p_corrected_against_best": against.p_corrected if against else None,
     }
 
 

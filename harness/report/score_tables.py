@@ -73,7 +73,7 @@ def _score(analysis: Analysis, arm: Arm, metric: str) -> Cell:
 def _score_notes(analysis: Analysis, metrics: list[str]) -> list[str]:
     notes = ["Mean over seeds, ± one standard deviation between seeds. ↓ lower is better, ↑ higher is better."]
     if any(analysis.best(m) for m in metrics):
-        notes.append("A marked score beats every other arm significantly (paired t, Holm-corrected, 5 %).")
+        notes.append("A marked score beats every other arm significantly (paired t, 5 %, corrected for all pairs).")
     elif len(analysis.arms) > 1:
         notes.append("No score is marked: none beats every other arm significantly.")
     reasons = analysis.flags(metrics)

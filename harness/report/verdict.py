@@ -2,7 +2,7 @@
 
 The headline answers "distil or pretrain?": the baseline against its best contender. Every other arm gets
 its own sentence of the same three kinds. Which contender is best was chosen with the data in hand, so the
-test behind "beats" is corrected for all arms that could have been chosen.
+test behind "beats" and the interval behind "± y" are corrected for all arms that could have been chosen.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def judge(comparison: Comparison, *, margin: float) -> Verdict:
         return Verdict(
             kind="beats",
             sentence=f"{better} beats {worse} by {size} ± {error} {numbers.unit(c.metric)}",
-            reason=f"{_seeds(c.n)}, 95 % interval, {_p(c.p_holm)} after correction{small}",
+            reason=f"{_seeds(c.n)}, {interval_words(c)}, {_p(c.p_corrected)}{_corrected(c)}{small}",
             a=c.a,
             b=c.b,
             better=better,
@@ -70,7 +70,7 @@ def judge(comparison: Comparison, *, margin: float) -> Verdict:
             kind="no difference",
             sentence=f"{c.a} and {c.b}: no difference larger than "
             f"{numbers.amount_of(bound, c.metric, spread=bound)} {numbers.unit(c.metric)}",
-            reason=f"{_seeds(c.n)}; the 95 % interval lies within the margin of {_margin(margin, c)}",
+            reason=f"{_seeds(c.n)}; the {interval_words(c)} lies within the margin of {_margin(margin, c)}",
             a=c.a,
             b=c.b,
         )
@@ -107,6 +107,15 @@ def withheld(verdict: Verdict, reason: str) -> Verdict:
     return Verdict("cannot tell", sentence, f"the budget is measured, and {reason}", a=verdict.a, b=verdict.b)
 
 
+def interval_words(c: Comparison) -> str:
+    """ "95 % interval", and for how many comparisons at once where there are several."""
+    return "95 % interval" if c.family_size == 1 else f"95 % interval for {c.family_size} comparisons at once"
+
+
+def _corrected(c: Comparison) -> str:
+    return "" if c.family_size == 1 else " after correction"
+
+
 def _p(p: float | None) -> str:
     text = numbers.p_value(p).replace(" ", "\u00a0")
     return f"p\u00a0{text}" if text.startswith("<") else f"p\u00a0=\u00a0{text}"
@@ -138,12 +147,9 @@ def _more(c: Comparison) -> tuple[int | None, str]:
         return max(1, USEFUL_SEEDS - c.n), c.note
     observed = numbers.signed(c.mean_difference, c.metric, spread=c.half_width)
     reason = (
-        f"{_seeds(c.n)} give a difference of {observed} with a 95 % interval of "
+        f"{_seeds(c.n)} give a difference of {observed} with a {interval_words(c)} of "
         f"{numbers.interval(c.low, c.high, c.metric, signs=True)} {numbers.unit(c.metric)}"
     )
-    if c.low is not None and c.high is not None and c.low * c.high > 0 and c.p_holm is not None:
-        # The interval is of this pair alone: say why excluding zero is not enough among several.
-        reason += f", but p = {c.p_holm:.2g} once corrected for the number of comparisons"
     return max(1, c.seeds_needed - c.n), reason
 
 

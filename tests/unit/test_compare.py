@@ -62,6 +62,50 @@ def test_three_arms_against_one_baseline_keep_the_family_at_five_per_cent(seeds:
     assert corrected > 0.02  # and it is no blanket refusal
 
 
+JOINT_STUDIES = 4_000
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("arms", [2, 4])
+def test_all_intervals_of_a_study_hold_their_truths_together(arms: int, seeds: int) -> None:
+    """Through `compare` itself; the arms differ truly, one of them by nothing."""
+    rng = np.random.default_rng([arms, seeds])
+    truth = np.linspace(0.0, 1.5, arms)
+    noise = rng.normal(size=(JOINT_STUDIES, arms, seeds)) + 2 * rng.normal(size=(JOINT_STUDIES, 1, seeds))
+    held = alone = 0
+    for study in truth[:, None] + noise:
+        scores = {f"arm{i}": dict(enumerate(map(float, row))) for i, row in enumerate(study)}
+        found = against_baseline(scores, "arm0", metric="probe.x")
+        held += all(c.low <= truth[i] <= c.high for i, c in enumerate(found, start=1))
+        intervals = [paired_t(study[i] - study[0]) for i in range(1, arms)]
+        alone += all(low <= truth[i] <= high for i, (_, low, high, _) in enumerate(intervals, start=1))
+    assert 0.94 <= held / JOINT_STUDIES <= 0.98
+    assert arms == 2 or alone / JOINT_STUDIES <= 0.91  # the correction is needed, and the simulation can see it
+
+
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=4, max_size=4), min_size=2, max_size=5))
+def test_an_interval_excludes_zero_exactly_where_the_corrected_p_is_below_five_per_cent(
+    rows: list[list[float]],
+) -> None:
+    scores = {f"arm{i}": dict(enumerate(row)) for i, row in enumerate(rows)}
+    for family in (against_baseline(scores, "arm0", metric="probe.x"), all_pairs(scores, metric="probe.x")):
+        tested = [c for c in family if c.low is not None and c.high is not None]
+        for c in tested:
+            assert c.family_size == len(tested)
+            assert c.p_corrected == pytest.approx(min(1.0, len(tested) * c.p))
+            if abs(c.p_corrected - 0.05) > 1e-9:
+                assert (c.low > 0 or c.high < 0) == c.significant
+
+
+def test_what_seeds_can_show_is_said_at_the_level_of_the_corrected_interval() -> None:
+    rng = np.random.default_rng(3)
+    scores = scored(**{arm: list(rng.normal(size=5)) for arm in ("base", "x", "y", "z")})
+    for c in against_baseline(scores, "base", metric="probe.x"):
+        spread = c.half_width * math.sqrt(5) / stats.t.isf(0.025 / 3, 4)
+        assert c.minimal_detectable == pytest.approx(spread * detectable_effect(5, alpha=0.05 / 3), rel=1e-6)
+        assert c.seeds_needed == seeds_to_detect(c.mean_difference / spread, alpha=0.05 / 3)
+
+
 # -- against other implementations -------------------------------------------------------------------
 
 
@@ -154,7 +198,7 @@ def test_pairing_removes_what_a_seed_shares() -> None:
 def test_one_seed_gives_a_difference_and_no_interval() -> None:
     comparison = compare(scored(a=[1.0], b=[2.0]), [("a", "b")], metric="mlm.loss", family="x")[0]
     assert (comparison.n, comparison.mean_difference) == (1, 1.0)
-    assert comparison.low is comparison.high is comparison.p is comparison.p_holm is None
+    assert comparison.low is comparison.high is comparison.p is comparison.p_corrected is None
     assert "one common seed" in comparison.note
     assert not comparison.significant
 
@@ -186,9 +230,9 @@ def test_a_flagged_arm_is_shown_and_stays_out_of_the_family() -> None:
     )
     flagged = against_baseline(scores, "base", metric="mlm.loss", meaningless={"odd": "its head was never trained"})
     good, odd = flagged
-    assert good.p_holm == good.p  # the only member of its family
+    assert good.p_corrected == good.p  # the only member of its family
     assert odd.p is not None
-    assert odd.p_holm is None
+    assert odd.p_corrected is None
     assert not odd.meaningful
     assert not odd.significant
     assert odd.note == "its head was never trained"

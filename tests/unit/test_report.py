@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "report_quickstart.json"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    directory = write_study(tmp_path_factory.mktemp("runs") / "study", seeds=3)
+    directory = write_study(tmp_path_factory.mktemp("runs") / "study", seeds=3, noise=0.02)
     return directory, build_report(directory)
 
 
@@ -225,7 +225,7 @@ def test_failure_signatures_are_named(tmp_path: Path) -> None:
 
 
 def test_a_student_below_the_one_without_a_teacher_is_named_whatever_the_baseline_is(tmp_path: Path) -> None:
-    directory = write_study(tmp_path / "s", seeds=3)
+    directory = write_study(tmp_path / "s", seeds=3, noise=0.015)
     study = yaml.safe_load((directory / "study.yaml").read_text())
     for baseline in (None, "soft_targets", "tinybert"):
         (directory / "study.yaml").write_text(yaml.safe_dump({**study, "baseline": baseline}))

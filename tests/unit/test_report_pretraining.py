@@ -78,7 +78,7 @@ def test_fractions_are_sorted_compared_together_and_the_best_is_told_with_its_ri
     assert len(found["pairs"]) == 10, "every two of the five fractions; the other order is no fraction"
     raw = sorted(pair["p"] for pair in found["pairs"])
     smallest = min(found["pairs"], key=lambda pair: pair["p"])
-    assert smallest["p_holm"] == pytest.approx(min(1.0, 10 * raw[0]))
+    assert smallest["p_corrected"] == pytest.approx(min(1.0, 10 * raw[0]))
     assert [(c["a"], c["b"]) for c in found["orders"]] == [("z_is_reversed", "a")]
     page = (tmp_path / "split" / "report.html").read_text(encoding="utf-8")
     assert "% of the budget pretrained before distillation starts" in page

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError
-from harness.units import Unit, format_amount, parse_quantity
+from harness.units import Unit, decimal, format_amount, parse_quantity
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,18 @@ def test_printed_amounts_keep_three_digits(amount: float, unit: Unit) -> None:
     number = format_amount(amount, unit).split()[0].replace(",", "")
     assert float(number) > 0
     assert len(format_amount(amount, unit)) < 40
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "text"),
+    [(1.25, 1, "1.3"), (-1.25, 1, "-1.3"), (1.35, 1, "1.4"), (0.125, 2, "0.13"), (2.675, 2, "2.68"), (28.499999999999996, 0, "29"),
+     (0.5, 0, "1"), (-0.04, 1, "-0.0"), (3.0, 2, "3.00"), (float("inf"), 1, "inf"), (1e30, 0, f"{1e30:.0f}")],
+)  # fmt: skip
+def test_a_tie_is_rounded_away_from_zero_whatever_its_sign(value: float, places: int, text: str) -> None:
+    assert decimal(value, places) == text
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 6))
+def test_a_number_and_its_negative_are_rounded_alike_and_to_the_nearest(value: float, places: int) -> None:
+    assert decimal(-value, places).lstrip("-") == decimal(value, places).lstrip("-")
+    assert abs(float(decimal(value, places)) - value) <= 0.5 * 10**-places + 1e-6 * abs(value)
