@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Literal
 from harness.compare import Comparison, Scores, against_baseline
 from harness.report import numbers
 from harness.report.axis import scale_of
-from harness.report.on_curve import SAME_COST, score_at, total_cost
-from harness.report.source import Json
+from harness.report.cells import account_name
+from harness.report.on_curve import OWED, SAME_COST, score_at, total_cost
+from harness.report.source import Json, mapping, number
 from harness.report.verdict import Verdict, headline, judge
 from harness.units import Unit
 
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 
 Flip = Literal["no", "possible", "yes", "unknown"]
 WORDS = {Unit.FLOP: "FLOPs", Unit.GPU_SECOND: "device time"}
-# What can stand in for a deciding score that was not evaluated along the way.
-STAND_IN = ("mlm.loss", "clm.loss")
+# What can stand in for a deciding score that was not evaluated along the way, the one that measures most arms first.
+STAND_IN = ("readout.loss", "mlm.loss", "clm.loss")
+# Scores of one read-out: on the curve they are there together.
+READ_OUT = ("readout.", "domain.")
+OWN_HEAD = ("mlm.", "clm.")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,12 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
     if len(pair) < 2 or not all(used[name] > 0 for name in pair):
         lack = " and ".join(n for n in (analysis.verdict.a, analysis.verdict.b) if n and not used.get(n))
         text = f"not measured for {lack or 'these arms'}."
+        return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
+    if unpriced := _unpriced(analysis, unit):
+        text = (
+            f"not comparable, {unpriced} is charged and nobody said what it cost in {words}. To compare there, say it in "
+            f"the study (docs/accounting.md) and give a budget in {words}."
+        )
         return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
     equal = _equal_costs(costs)
     metric, scores, basis = _scores(analysis, unit, equal)
@@ -156,21 +166,53 @@ def _scores(
         scores = {name: by_seed for name, by_seed in scores.items() if len(by_seed) == len(equal)}
         if analysis.baseline and scores.get(analysis.baseline.name) and sum(map(bool, scores.values())) > 1:
             return metric, scores, _basis(analysis, metric, scores)
-    lack = f"{numbers.label(main)} was not evaluated along the way (set evaluation.readout.on_curve: true)"
-    return None, {}, lack
+    return None, {}, _lack(analysis)
+
+
+def _unpriced(analysis: Analysis, unit: Unit) -> str:
+    """The charged account that some arm owes in the budget's unit and has no price of in this one; empty without."""
+    for account in OWED:
+        for run in (run for arm in analysis.arms for run in arm.done if account.value in analysis.charged):
+            known = mapping(mapping(run.record.get("accounts")).get(account.value))
+            if number(known.get(analysis.unit or "")) and number(known.get(unit.value)) is None:
+                return account_name(account.value).lower()
+    return ""
+
+
+def _lack(analysis: Analysis) -> str:
+    """That the deciding score cannot be read along the way, why, and what would change that, as far as anything would."""
+    main, study = analysis.main, analysis.source.study
+    evaluation = mapping(study.get("evaluation"))
+    readout, points = evaluation.get("readout", {}), evaluation.get("curve_points")
+    told = f"{numbers.label(main)} was not evaluated along the way"
+    if mapping(study.get("schedule")).get("keep_trunk"):
+        return f"{told}: runs that share a trunk have no curve, and the report of the whole sweep compares them"
+    own = main.startswith(OWN_HEAD)
+    keys = []
+    if not own and readout is None:
+        keys.append("evaluation.readout: {on_curve: true}")
+    elif not own and not mapping(readout).get("on_curve"):
+        keys.append("evaluation.readout.on_curve: true")
+    if points == 0:
+        keys.append("evaluation.curve_points: 4")
+    remedy = f" (set {' and '.join(keys)})" if keys else ""
+    choices = mapping(evaluation.get("choices"))
+    listed = choices.get("tasks") if choices.get("head", "readout") == "readout" else None
+    if own or main.startswith(READ_OUT) or main.removeprefix("probe.") in (listed or []):
+        return f"{told}{remedy}"
+    then = f"; the read-out's loss can stand in{remedy}" if remedy else ""
+    return f"{numbers.label(main)} is measured at the end alone{then}"
 
 
 def _basis(analysis: Analysis, metric: str, scores: Scores) -> str:
     label = numbers.label(metric)
-    if metric == analysis.main and metric not in STAND_IN:
+    if metric == analysis.main and not metric.startswith(OWN_HEAD):
         text = f"{label} from the learning curves"
     elif metric == analysis.main:
         text = f"{label} from the learning curves, on validation text; at its own end each arm's is on test text"
     else:
-        text = (
-            f"{label} stands in, on validation text: {numbers.label(analysis.main)} was not evaluated along the way "
-            "(set evaluation.readout.on_curve: true)"
-        )
+        place = "" if metric.startswith(READ_OUT) else ", on validation text"
+        text = f"{label} stands in{place}: {_lack(analysis)}"
     left = [arm.name for arm in analysis.arms if not scores.get(arm.name)]
     return f"{text}; nothing can be read for {', '.join(left)}" if left else text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
+from harness.budget import Account
 from harness.report.source import Run, mapping, number
 from harness.units import Unit
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 Points = list[tuple[float, float]]
 # Runs whose costs differ by less than this cost the same.
 SAME_COST = 0.005
+# What is owed before the first step; it may be known in one unit and not in another.
+OWED = (Account.TEACHER_TRAINING, Account.TEACHER_CACHE, Account.TUNING)
 
 
 def total_cost(run: Run, unit: Unit) -> float | None:
@@ -35,7 +38,7 @@ def score_at(analysis: Analysis, run: Run, metric: str, unit: Unit, cost: float)
         return final
     points = curve(analysis, run, metric, unit)
     if not points or points[0][0] > cost:
-        return None
+        return None  # its first evaluation came later, and nobody knows what an untrained student scores
     return at_cost([*points, (total, final)], cost)
 
 
@@ -50,8 +53,17 @@ def curve(analysis: Analysis, run: Run, metric: str, unit: Unit) -> Points:
             points[cost] = value
     start = analysis.references.get("untrained", {}).get(metric)
     if points and start is not None:
+        # What is owed before the first step buys no learning: until it is paid the student is untrained.
         points.setdefault(0.0, start)
+        points.setdefault(_owed(analysis, run, unit), start)
     return sorted(points.items())
+
+
+def _owed(analysis: Analysis, run: Run, unit: Unit) -> float:
+    """What a run's charged accounts took in `unit` before its first step."""
+    accounts = mapping(run.record.get("accounts"))
+    paid = (mapping(accounts.get(a.value)).get(unit.value) for a in OWED if a.value in analysis.charged)
+    return sum(number(amount) or 0.0 for amount in paid)
 
 
 def _cost_at(analysis: Analysis, run: Run, unit: Unit, spent: float) -> float | None:

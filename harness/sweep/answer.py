@@ -33,17 +33,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Answer:
-    """The headline first; `lines` in the order of the arms; `asides` answer what the kind asks besides."""
+    """The headline first; `lines` in the order of the arms; `asides` answer what the kind asks besides.
+
+    `currencies`: the same in the units that the budget is not in; see `harness.sweep.currency`.
+    """
 
     headline: str
     reason: str
     lines: list[Line]
     asides: list[Line] = field(default_factory=list)
+    currencies: list[Line] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         lines = {
-            name: [{"arm": line.arm, "sentence": line.sentence, **line.data} for line in group]
-            for name, group in (("lines", self.lines), ("asides", self.asides))
+            name: [{**line.data, "arm": line.arm, "sentence": line.sentence} for line in group]
+            for name, group in (("lines", self.lines), ("asides", self.asides), ("currencies", self.currencies))
         }
         return {"headline": self.headline, "reason": self.reason, **lines}
 

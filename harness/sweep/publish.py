@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,7 +17,7 @@ from harness.report.files import finite, write_csv, write_text
 from harness.report.markdown import escape, table_lines
 from harness.report.publish import reproduce
 from harness.report.source import Json
-from harness.sweep import figures, tables
+from harness.sweep import currency, figures, tables
 from harness.sweep.answer import Answer, answer
 from harness.sweep.gather import Found, gather
 
@@ -38,7 +38,7 @@ def build(root: Path) -> Json:
     """
     root = Path(root)
     found = gather(root)
-    said, shown = answer(found), tables.every(found)
+    said, shown = replace(answer(found), currencies=currency.lines(found)), tables.every(found)
     report = document(found, said)
     for table in shown:
         write_csv(root / "tables" / f"{table.name}.csv", table.records)
@@ -82,7 +82,7 @@ def summary_lines(report: Json) -> list[str]:
     """A few plain lines for a terminal."""
     said = report["answer"]
     lines = [f"{said['headline']}.", f"({said['reason']})", ""]
-    lines += [f"- {line['sentence']}" for line in [*said["lines"], *said["asides"]]]
+    lines += [f"- {line['sentence']}" for line in [*said["currencies"], *said["lines"], *said["asides"]]]
     if report["missing"]:
         lines.append(f"{len(report['missing'])} missing: see the report")
     return [" ".join(line.split()) for line in lines]
@@ -111,12 +111,19 @@ def _facts(found: Found) -> list[tuple[str, str]]:
     ]
 
 
+def _cards(found: Found, said: Answer) -> list[tuple[str, str]]:
+    """(title, sentence) in every currency that the budget is not in; an arm's name is never capitalised."""
+    names = tuple(arm.name for arm in found.arms)
+    pieces = [line.sentence.split(": ", 1) for line in said.currencies]
+    return [(title, text if text.startswith(names) else text[:1].upper() + text[1:]) for title, text in pieces]
+
+
 def _page(found: Found, said: Answer, shown: list[Table], report: Json) -> str:
     """Everything that a study wrote passes through autoescape."""
     index = {arm.name: arm.index for arm in found.arms}
     return _TEMPLATES.get_template("sweep.html").render(
         name=found.sweep.name, said=said, state=str(found.status.get("state", "unknown")), facts=_facts(found),
-        question=found.sweep.question, missing=found.missing, alarms=_alarms(found), charts=figures.charts(found),
+        cards=_cards(found, said), question=found.sweep.question, missing=found.missing, alarms=_alarms(found), charts=figures.charts(found),
         shown=shown, arms=found.arms, index=index, reproduce=report["reproduce"],
         points=[(each.point.label, f"{each.point.folder}/report.html", each.analysis.verdict.sentence) for each in found.at],
         environment=fact_tables.environment(found.at[0].analysis) if found.at else None,
@@ -126,6 +133,7 @@ def _page(found: Found, said: Answer, shown: list[Table], report: Json) -> str:
 
 def _markdown(found: Found, said: Answer, shown: list[Table], report: Json) -> str:
     lines = [f"# {escape(said.headline)}", "", f"{escape(said.reason)}.", ""]
+    lines += [text for line in said.currencies for text in (f"{escape(line.sentence)}.", "")]
     if found.sweep.question:
         lines += [f"**Question.** {escape(found.sweep.question)}", ""]
     lines += [f"- {escape(line.sentence)}" for line in [*said.lines, *said.asides]] + [""]

@@ -6,6 +6,7 @@ from harness.compare import against_baseline, higher_is_better
 from harness.report import numbers
 from harness.report.cells import Cell, Table, arm_cell
 from harness.report.source import Json, mapping, number
+from harness.sweep import currency
 from harness.sweep.answer import at
 from harness.sweep.gather import Found
 from harness.units import Unit
@@ -13,7 +14,7 @@ from harness.units import Unit
 
 def every(found: Found) -> list[Table]:
     """All tables that hold something."""
-    return [table for table in (points(found), teachers(found)) if table.rows]
+    return [table for table in (currency.points(found), points(found), teachers(found)) if table.rows]
 
 
 def points(found: Found) -> Table:
@@ -73,7 +74,7 @@ def points(found: Found) -> Table:
         "Epochs", "Charged", "Device time",
     ]  # fmt: skip
     notes = ["Scores: mean ± one standard deviation over seeds. To the baseline: mean of paired differences ± half its "
-             "95 % interval at that point alone; positive is better."]  # fmt: skip
+             "95 % interval, for all arms of that point together; positive is better."]  # fmt: skip
     if any(record["shared_with_another_point"] for record in records):
         notes.append("Shared: this point would have trained the arm exactly as another did, so it was trained once.")
     return Table("points", "Every point", columns, rows, records, notes=notes)

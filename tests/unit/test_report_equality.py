@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,7 +97,7 @@ def test_a_score_read_from_a_curve_lies_between_its_neighbours(points: list[tupl
 
 
 def test_the_cheapest_arm_is_read_at_its_end_and_dearer_ones_earlier(tmp_path: Path) -> None:
-    analysis = analysed(write_study(tmp_path / "s", seeds=3))
+    analysis = analysed(write_study(tmp_path / "s", seeds=3, noise=0.02))
     (currency,) = analysis.currencies
     assert (currency.unit, currency.metric, currency.flip) == ("gpu-second", "readout.loss", "no")
     for seed in (1, 2, 3):
@@ -308,7 +309,7 @@ def test_energy_that_was_not_measured_is_never_printed_as_0(tmp_path: Path) -> N
 
 
 def test_a_stand_in_that_cannot_measure_the_main_verdict_s_arms_leaves_the_headline_to_costs(tmp_path: Path) -> None:
-    directory = write_study(tmp_path / "s", seeds=3)  # tinybert wins, and never trained a head
+    directory = write_study(tmp_path / "s", seeds=3, noise=0.02)  # tinybert wins, and never trained a head
     for arm in ARMS:
         change_rows(directory, arm.name, lambda row: {k: v for k, v in row.items() if not k.startswith("readout_")})
     (currency,) = analysed(directory).currencies
@@ -331,3 +332,80 @@ def test_a_kept_record_is_reported_like_a_run(tmp_path: Path) -> None:
     assert report["arms"] == expected["arms"]
     assert report["warnings"] == expected["warnings"]
     assert report["verdict"] == expected["verdict"]
+
+
+# -- what stands in, and what is said where nothing can ------------------------------------------------
+
+
+def glue_study(directory: Path, **evaluation: Any) -> Path:
+    """A study decided by GLUE, which nobody fine-tunes along the way."""
+    write_study(directory, seeds=3, arms=(ARMS[0], ARMS[3]), noise=0.02, evaluation={"main": "glue.mean", **evaluation})
+    for arm in (ARMS[0], ARMS[3]):
+        for seed in (1, 2, 3):
+            folder = directory / f"arms/{arm.name}/seed-{seed}"
+            scores = json.loads((folder / "record.json").read_text())["scores"]
+            glue = arm.accuracy + 0.01 * seed * (arm.accuracy - 0.3)
+            edit_record(folder, scores={**scores, "glue.mean": glue})
+    return directory
+
+
+def test_where_glue_decides_the_read_outs_loss_stands_in(tmp_path: Path) -> None:
+    (currency,) = analysed(glue_study(tmp_path / "s", readout={"on_curve": True}, curve_points=3)).currencies
+    assert currency.metric == "readout.loss"
+    assert currency.verdict is not None
+    assert set(currency.scores) == {"no_kd", "tinybert"}  # an arm without a head of its own is measured too
+    assert "Readout loss stands in: GLUE: mean is measured at the end alone" in currency.basis
+    assert "set " not in currency.basis  # there is nothing left to set
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "schedule", "named", "never"),
+    [
+        ({"main": "readout.loss", "curve_points": 3}, {}, ["(set evaluation.readout.on_curve: true)"], ["curve_points"]),
+        ({"main": "readout.loss", "curve_points": 0}, {}, ["evaluation.readout.on_curve: true and evaluation.curve_points: 4"], []),
+        ({"main": "readout.loss", "curve_points": 0, "readout": {"on_curve": True}}, {}, ["(set evaluation.curve_points: 4)"], ["on_curve"]),
+        ({"main": "mlm.loss", "curve_points": 0}, {}, ["(set evaluation.curve_points: 4)"], ["readout"]),
+        ({"main": "glue.mean", "curve_points": 3}, {}, ["at the end alone", "can stand in (set evaluation.readout.on_curve: true)"], []),
+        ({"main": "glue.mean", "curve_points": 3, "readout": None}, {}, ["can stand in (set evaluation.readout: {on_curve: true})"], []),
+        ({"main": "readout.loss", "curve_points": 0}, {"keep_trunk": True}, ["share a trunk", "whole sweep"], ["set evaluation"]),
+    ],
+)  # fmt: skip
+def test_a_remedy_is_named_only_where_it_would_help(
+    tmp_path: Path, evaluation: dict[str, Any], schedule: dict[str, Any], named: list[str], never: list[str]
+) -> None:
+    directory = glue_study(tmp_path / "s", **evaluation)
+    study = yaml.safe_load((directory / "study.yaml").read_text())
+    (directory / "study.yaml").write_text(yaml.safe_dump({**study, "schedule": schedule}))
+    for arm in (ARMS[0], ARMS[3]):
+        change_rows(directory, arm.name, lambda row: row if "loss" in row else None)
+    (currency,) = analysed(directory).currencies
+    assert currency.metric is None
+    for text in named:
+        assert text in currency.sentence
+    for text in never:
+        assert text not in currency.sentence
+
+
+def test_a_charged_cost_without_a_price_in_the_other_currency_is_said_and_nothing_is_compared(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, arms=(ARMS[0], ARMS[3]))
+    study = yaml.safe_load((directory / "study.yaml").read_text())
+    study["accounting"]["charged"].append("TEACHER_TRAINING")
+    (directory / "study.yaml").write_text(yaml.safe_dump(study))
+
+    def owe(**amounts: float) -> None:
+        for seed in (1, 2, 3):
+            folder = directory / f"arms/tinybert/seed-{seed}"
+            accounts = json.loads((folder / "record.json").read_text())["accounts"]
+            edit_record(folder, accounts={**accounts, "TEACHER_TRAINING": {"flop": 10**12, **amounts}})
+
+    owe()
+    (currency,) = analysed(directory).currencies
+    assert (currency.verdict, currency.flip) == (None, "unknown")
+    assert "teacher training is charged and nobody said what it cost in device time" in currency.sentence
+    owe(**{"gpu-second": 20.0})
+    analysis = analysed(directory)
+    (currency,) = analysis.currencies
+    assert currency.verdict is not None
+    run = next(arm for arm in analysis.arms if arm.name == "tinybert").done[0]
+    points = dict(curve(analysis, run, "readout.loss", Unit.GPU_SECOND))
+    assert points[0.0] == points[20.0]  # until its teacher is paid for, its student is untrained
