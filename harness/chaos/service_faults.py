@@ -75,4 +75,4 @@ def services_down(marks: str, endpoint: str, read_only: str) -> None:
     hub.ENDPOINT, hub.HF_HUB_OFFLINE, hub.HF_HUB_CACHE = endpoint, False, read_only
     down = FailingTracker(Path(f"{marks}.down"), ConnectionRefusedError("nobody listens"))
     full = FailingTracker(Path(f"{marks}.read-only"), OSError(errno.EROFS, "Read-only file system"))
-    trackers.open_trackers = lambda *_: [("down", down), ("read-only", full)]
+    trackers.openers = lambda *_: [("down", lambda: down), ("read-only", lambda: full)]

@@ -145,7 +145,7 @@ def run_study(
     follower = trackers.Follower([], tell=tell.say)
     try:
         if options.track and ranks.is_main:
-            follower = trackers.Follower(trackers.open_trackers(options.track, directory.root), tell=tell.say)
+            follower = trackers.Follower(trackers.openers(options.track, directory.root), tell=tell.say)
             conductor.follow = follower
         if before is not None:
             before(setting, directory)

@@ -1,7 +1,7 @@
 """What a tracker is, how one is chosen, and why a failing one never stops a run.
 
 A tracker is a file in this folder: `open(target, directory)` makes it, `NEEDS` names the package it wants (None
-for none). A new one needs no change elsewhere.
+for none). A new one needs no change elsewhere. It is opened and used in a thread of its own, so it may also hang.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import importlib.util
 import pkgutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import harness.trackers
 from harness.errors import ConfigError
+from harness.trackers.aside import Aside
 
-RETRIES = 2  # after the first attempt, at once: a run waits for nobody's network
-GIVE_UP_AFTER = 3  # rows in a row that failed; the tracker is then left alone
+PATIENCE_S = 10.0  # at a run's end, for all trackers together
 
 
 class Tracker(Protocol):
@@ -33,10 +34,13 @@ class Tracker(Protocol):
         ...
 
 
+Opener = Callable[[], Tracker]
+
+
 def known() -> list[str]:
     """The names that `--track` takes."""
     found = (module.name for module in pkgutil.iter_modules(harness.trackers.__path__))
-    return sorted(name for name in found if name != "base")
+    return sorted(name for name in found if name not in ("base", "aside"))
 
 
 def check(requests: Sequence[str]) -> None:
@@ -54,80 +58,60 @@ def check(requests: Sequence[str]) -> None:
             )
 
 
-def open_trackers(requests: Sequence[str], directory: Path) -> list[tuple[str, Tracker]]:
-    """The trackers of "name" or "name=target" requests; without a target each writes below `directory`.
+def openers(requests: Sequence[str], directory: Path) -> list[tuple[str, Opener]]:
+    """What opens the trackers of "name" or "name=target" requests; without a target each writes below `directory`.
 
     Raises:
-        ConfigError: as `check`; or a target that cannot be written, or a package that is there and cannot be imported.
+        ConfigError: as `check`. Nothing is opened: what fails then costs a run its plot and no more.
     """
     check(requests)
-    opened: list[tuple[str, Tracker]] = []
+    found: list[tuple[str, Opener]] = []
     for request in requests:
         name, _, target = request.partition("=")
-        try:
-            tracker = importlib.import_module(f"harness.trackers.{name}").open(target, directory)
-        except OSError as error:
-            raise ConfigError(
-                f"--track {request}", rule=str(error), remedy="give a place that can be written"
-            ) from None
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # a half-installed package may raise anything, and nothing has been spent yet
-            raise ConfigError(
-                f"--track {request}", rule=f"{type(error).__name__}: {error}",
-                remedy=f"install isobudget[{name}] anew, or leave it out",
-            ) from error  # fmt: skip
-        opened.append((name, tracker))
-    return opened
+        module = importlib.import_module(f"harness.trackers.{name}")
+        found.append((name, partial(module.open, target, directory)))
+    return found
 
 
 class Follower:
-    """Passes a trial's rows on to trackers: numbers only, failures counted, never raised.
+    """Passes a trial's rows on to trackers, numbers only; whatever a tracker does, a call returns at once.
 
-    A row is tried `1 + RETRIES` times; after `GIVE_UP_AFTER` rows in a row that failed a tracker is dropped.
-    `problems` says which and why, for the log and the record. `seconds` is what following took.
+    Each tracker has a thread of its own (`harness.trackers.aside`). `problems` says which failed and why and how many
+    rows it dropped, for the log and the record; `close` gives all of them together `patience_s` to end.
     """
 
-    def __init__(self, trackers: Sequence[tuple[str, Tracker]], *, tell: Callable[[str], None]) -> None:
-        self._trackers = list(trackers)
-        self._failed = dict.fromkeys((name for name, _ in trackers), 0)
+    def __init__(
+        self, trackers: Sequence[tuple[str, Opener]], *, tell: Callable[[str], None], patience_s: float = PATIENCE_S
+    ) -> None:
+        self._asides = {name: Aside(name, opening) for name, opening in trackers}
+        self._told: set[str] = set()
         self._tell = tell
+        self._patience_s = patience_s
         self.problems: list[str] = []
-        self.seconds = 0.0
 
     def __call__(self, labels: Mapping[str, str], row: Mapping[str, Any]) -> None:
-        begun = time.perf_counter()
         scalars = dict(_scalars(row))
-        for name, tracker in list(self._trackers):
-            error = self._attempt(lambda each=tracker: each.log(labels, int(row["step"]), scalars))
-            self._failed[name] = 0 if error is None else self._failed[name] + 1
-            if error is not None and self._failed[name] >= GIVE_UP_AFTER:
-                self._trackers.remove((name, tracker))
-                self._complain(f"tracker {name} failed {GIVE_UP_AFTER} times and was dropped: {error}")
-        self.seconds += time.perf_counter() - begun
+        for name, aside in self._asides.items():
+            aside.offer((dict(labels), int(row["step"]), scalars))
+            if aside.problem and name not in self._told:
+                self._complain(name, f"tracker {name} {aside.problem}")
 
     def close(self) -> None:
-        for name, tracker in self._trackers:
-            error = self._attempt(tracker.close)
-            if error is not None:
-                self._complain(f"tracker {name} could not be closed: {error}")
+        """Wait for what is still to be written, no longer than `patience_s` in all."""
+        until = time.monotonic() + self._patience_s
+        for aside in self._asides.values():
+            aside.finish()
+        for name, aside in self._asides.items():
+            aside.wait(until=until)
+            lost = f"; {aside.dropped} row{'s' if aside.dropped != 1 else ''} dropped" if aside.dropped else ""
+            if name not in self._told and (aside.problem or lost):
+                self._complain(name, f"tracker {name} {aside.problem or 'missed rows'}{lost}")
+            elif lost:
+                self._complain(name, f"tracker {name}{lost.replace(';', ':', 1)}")
+        self._asides = {}
 
-    def _attempt(self, action: Callable[[], None]) -> BaseException | None:
-        failure: BaseException | None = None
-        for _ in range(1 + RETRIES):
-            try:
-                action()
-            except (
-                Exception,
-                SystemExit,
-            ) as error:  # whatever a tracker's package throws: the run is worth more than its plot
-                failure = error
-            else:
-                return None
-        return failure
-
-    def _complain(self, text: str) -> None:
+    def _complain(self, name: str, text: str) -> None:
+        self._told.add(name)
         self.problems.append(text)
         self._tell(text)
 

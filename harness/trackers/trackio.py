@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 NEEDS: str | None = "trackio"
+
+
+class _ByThread:
+    """Standard output for every thread but one, whose words go to the error stream."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return (sys.stderr if threading.get_ident() == self._thread else self._own).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Redirect what this thread prints; `contextlib.redirect_stdout` would take the run's own output with it."""
+    before = sys.stdout
+    sys.stdout = _ByThread(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 class TrackioRuns:
@@ -27,7 +53,7 @@ class TrackioRuns:
         if name != self._name:
             self.close()
             project = self._project or labels.get("study", "isobudget")
-            with redirect_stdout(sys.stderr):
+            with _quietly():
                 self._api.init(project=project, name=name, config=dict(labels), embed=False)
             self._name = name
         self._api.log(dict(scalars), step=step)
@@ -35,7 +61,7 @@ class TrackioRuns:
     def close(self) -> None:
         if self._name is not None:
             self._name = None
-            with redirect_stdout(sys.stderr):
+            with _quietly():
                 self._api.finish()
 
 

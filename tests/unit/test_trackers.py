@@ -6,6 +6,8 @@ import json
 import math
 import re
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from harness import trackers
 from harness.errors import ConfigError
-from harness.trackers.base import GIVE_UP_AFTER, RETRIES
+from harness.trackers.aside import GIVE_UP_AFTER, RETRIES, WAITING
 
 LABELS = {"study": "tiny", "arm": 'a"b\\c\nd', "seed": "1"}
 ROW = {"step": 7, "fraction": 0.5, "loss": 2.5, "terms": {"mlm": 2.0, "kl": float("nan")}, "note": "text", "on": True}
@@ -41,7 +43,7 @@ class Failing:
 
 def follow(name: str, directory: Path, target: str = "") -> None:
     request = f"{name}={target}" if target else name
-    follower = trackers.Follower(trackers.open_trackers([request], directory), tell=print)
+    follower = trackers.Follower(trackers.openers([request], directory), tell=print)
     follower(LABELS, ROW)
     follower(LABELS, {**ROW, "step": 8, "loss": 2.25})
     follower.close()
@@ -82,9 +84,10 @@ def test_prometheus_text_is_what_its_format_asks(tmp_path: Path) -> None:
 
 
 def test_two_trials_share_a_metric_and_keep_their_labels(tmp_path: Path) -> None:
-    (tracker,) = trackers.open_trackers(["prometheus"], tmp_path)
+    (tracker,) = trackers.openers(["prometheus"], tmp_path)
+    opened = tracker[1]()
     for arm in ("a", "b"):
-        tracker[1].log({"arm": arm}, 1, {"loss": 1.0})
+        opened.log({"arm": arm}, 1, {"loss": 1.0})
     text = (tmp_path / "isobudget.prom").read_text()
     assert text.count("# TYPE isobudget_loss gauge") == 1
     assert 'isobudget_loss{arm="a"} 1.0\nisobudget_loss{arm="b"} 1.0' in text
@@ -105,15 +108,65 @@ def test_tensorboard_writes_one_run_per_trial(tmp_path: Path) -> None:
 def test_a_hiccup_is_retried_and_a_dead_tracker_is_dropped_while_the_run_goes_on(error: type[BaseException]) -> None:
     """A package that calls sys.exit is as dead as one without a network."""
     hiccup, dead, heard = Failing(RETRIES, error), Failing(10**9, error), []
-    follower = trackers.Follower([("hiccup", hiccup), ("dead", dead)], tell=heard.append)
+    follower = trackers.Follower([("hiccup", lambda: hiccup), ("dead", lambda: dead)], tell=heard.append)
     for step in range(10):
         follower(LABELS, {**ROW, "step": step})
+    follower.close()
     assert hiccup.rows == list(range(10)), "a failure within the retries loses nothing"
     assert dead.calls == GIVE_UP_AFTER * (1 + RETRIES), "retries are bounded"
-    assert len(follower.problems) == len(heard) == 1
-    assert "no route" in heard[0]
+    assert follower.problems == heard
+    assert any("tracker dead failed" in text and "no route" in text for text in heard)
+    assert any("10 rows dropped" in text for text in heard)
+    assert any("tracker hiccup could not be closed" in text for text in heard)
+
+
+class Hanging:
+    """Blocks for ever, or until the test is over, in one of its three calls."""
+
+    def __init__(self, where: str, over: threading.Event) -> None:
+        self.where = where
+        self.over = over
+        if where == "open":
+            over.wait()
+
+    def log(self, labels: Mapping[str, str], step: int, scalars: Mapping[str, float]) -> None:
+        if self.where == "log":
+            self.over.wait()
+
+    def close(self) -> None:
+        if self.where == "close":
+            self.over.wait()
+
+
+@pytest.mark.parametrize(("where", "lost"), [("open", 20), ("log", 20), ("close", 0)])
+def test_a_tracker_that_blocks_for_ever_never_stops_a_run(where: str, lost: int, tmp_path: Path) -> None:
+    over, heard = threading.Event(), []
+    hanging = ("hanging", lambda: Hanging(where, over))
+    follower = trackers.Follower([hanging, *trackers.openers(["jsonl"], tmp_path)], tell=heard.append, patience_s=0.5)
+    try:
+        begun = time.monotonic()
+        for step in range(20):
+            follower(LABELS, {**ROW, "step": step})
+        assert time.monotonic() - begun < 0.4, "a row waits for nobody"
+        follower.close()
+        assert time.monotonic() - begun < 2.0, "nor does the end, for long"
+    finally:
+        over.set()
+    dropped = f"; {lost} rows dropped" if lost else ""
+    assert heard == [f"tracker hanging did not answer and was left alone{dropped}"]
+    assert len((tmp_path / "tracked.jsonl").read_text().splitlines()) == 20, "the other tracker misses nothing"
+
+
+def test_what_a_slow_tracker_cannot_take_is_dropped_counted_and_said() -> None:
+    over, heard = threading.Event(), []
+    follower = trackers.Follower([("slow", lambda: Hanging("log", over))], tell=heard.append, patience_s=5.0)
+    for step in range(WAITING + 50):
+        follower(LABELS, {**ROW, "step": step})
+    over.set()
     follower.close()
-    assert "could not be closed" in heard[1]
+    assert heard[0] == f"tracker slow fell {WAITING:,} rows behind"
+    (count,) = re.findall(r"tracker slow: (\d+) rows dropped", heard[1])
+    assert 49 <= int(count) <= 50  # the one row in its hands has left the queue, or has not yet
 
 
 @pytest.mark.parametrize(("request_", "message"), [("grafana", "unknown tracker"), ("=x", "unknown tracker")])
@@ -128,18 +181,50 @@ def test_a_tracker_without_its_package_says_which(monkeypatch: pytest.MonkeyPatc
         trackers.check(["tensorboard"])
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_costs_the_plot_and_never_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="--track prometheus="):
-        trackers.open_trackers([f"prometheus={tmp_path / 'file' / 'run.prom'}"], tmp_path)
+    heard: list[str] = []
+    follower = trackers.Follower(
+        trackers.openers([f"prometheus={tmp_path / 'file' / 'run.prom'}"], tmp_path), tell=heard.append
+    )
+    follower(LABELS, ROW)
+    follower.close()
+    assert "tracker prometheus could not be opened: " in heard[0]
 
 
-def test_a_package_that_cannot_be_imported_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_cannot_be_imported_costs_the_plot_and_never_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "wandb.py").write_text("raise RuntimeError('built against another protobuf')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(ConfigError, match=r"--track wandb.*another protobuf.*leave it out"):
-        trackers.open_trackers(["wandb"], tmp_path)
+    heard: list[str] = []
+    follower = trackers.Follower(trackers.openers(["wandb"], tmp_path), tell=heard.append)
+    follower(LABELS, ROW)
+    follower.close()
+    assert "could not be opened: RuntimeError: built against another protobuf" in heard[0]
+
+
+def test_what_a_hanging_trackio_prints_leaves_the_runs_own_output_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    from harness.trackers.trackio import _quietly
+
+    inside, over = threading.Event(), threading.Event()
+
+    def talk() -> None:
+        with _quietly():
+            print("a tracker's word")
+            inside.set()
+            over.wait()
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    inside.wait()
+    print("the run's answer")
+    over.set()
+    thread.join()
+    said = capsys.readouterr()
+    assert said.out == "the run's answer\n"
+    assert said.err == "a tracker's word\n"
 
 
 def test_infinities_have_words() -> None:
