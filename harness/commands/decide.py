@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from harness.sweep.pilot import Pilot
 
 HELP = "run a small pilot, then recommend which student to buy with the rest of the budget"
-ANSWER = "decision.json"
 FORMAT = 1
 # A study's tokenizer where it names none.
 BUILTIN = "builtin"
@@ -159,22 +158,23 @@ def _teachers(study: StudySpec, options: argparse.Namespace) -> dict[str, float]
 
 
 def show_decision(root: Path, pilot: Pilot, *, as_json: bool) -> None:
-    """Decide from what the pilot measured, print the answer, and keep it as decision.json beside the sweep's report."""
+    """Decide from what the pilot measured, print the answer, and keep it as decision.json; the pilot's report begins with it."""
     from harness.report.files import write_text
+    from harness.sweep.decided import FILE
     from harness.sweep.gather import gather
     from harness.sweep.pilot import recommend
     from harness.sweep.publish import build
 
-    build(root)
     decision, tried = recommend(gather(root), pilot)
     answer: dict[str, Any] = {
         "format": FORMAT, "pilot": pilot.as_json(), "decision": decision.as_json(),
         "validation": [each.as_json() for each in tried],
     }  # fmt: skip
-    write_text(root / ANSWER, json.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(root / FILE, json.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    build(root)
     if as_json:
         print_json(answer)
         return
     lines = [*decision.sentences(), *(each.sentence() for each in tried)]
     print("\n" + lines[0] + "\n\n" + "\n".join(f"- {line}" for line in lines[1:]))
-    print(f"\nanswer: {root / ANSWER}\nreport: {root / 'report.html'}")
+    print(f"\nanswer: {root / FILE}\nreport: {root / 'report.html'}")

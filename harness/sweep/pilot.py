@@ -122,6 +122,9 @@ def tree_of(tree: Mapping[str, Any], purse: Budget, rungs: Sequence[float]) -> d
         own["accounting"] = accounting
     else:
         own.pop("accounting", None)
+    readout = (own.get("evaluation") or {}).get("readout")
+    if isinstance(readout, dict):
+        readout["on_curve"] = False  # the ladder itself compares arms at equal device time
     unit = purse.unit
     own["sweep"] = {
         "kind": "crossover",

@@ -17,8 +17,9 @@ from harness.report.files import finite, write_csv, write_text
 from harness.report.markdown import escape, table_lines
 from harness.report.publish import reproduce
 from harness.report.source import Json
-from harness.sweep import currency, figures, tables
+from harness.sweep import currency, decided, figures, tables
 from harness.sweep.answer import Answer, answer
+from harness.sweep.decided import Told
 from harness.sweep.gather import Found, gather
 
 FORMAT = 1
@@ -39,12 +40,13 @@ def build(root: Path) -> Json:
     root = Path(root)
     found = gather(root)
     said, shown = replace(answer(found), currencies=currency.lines(found)), tables.every(found)
+    told = decided.read(root, arms={arm.name: arm.index for arm in found.arms})
     report = document(found, said)
-    for table in shown:
+    for table in [*(told.tables if told else []), *shown]:
         write_csv(root / "tables" / f"{table.name}.csv", table.records)
     write_text(root / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(root / "report.md", _markdown(found, said, shown, report))
-    write_text(root / "report.html", _page(found, said, shown, report))
+    write_text(root / "report.md", _markdown(found, said, told, shown, report))
+    write_text(root / "report.html", _page(found, said, told, shown, report))
     return report
 
 
@@ -118,11 +120,11 @@ def _cards(found: Found, said: Answer) -> list[tuple[str, str]]:
     return [(title, text if text.startswith(names) else text[:1].upper() + text[1:]) for title, text in pieces]
 
 
-def _page(found: Found, said: Answer, shown: list[Table], report: Json) -> str:
+def _page(found: Found, said: Answer, told: Told | None, shown: list[Table], report: Json) -> str:
     """Everything that a study wrote passes through autoescape."""
     index = {arm.name: arm.index for arm in found.arms}
     return _TEMPLATES.get_template("sweep.html").render(
-        name=found.sweep.name, said=said, state=str(found.status.get("state", "unknown")), facts=_facts(found),
+        name=found.sweep.name, said=said, told=told, state=str(found.status.get("state", "unknown")), facts=_facts(found),
         cards=_cards(found, said), question=found.sweep.question, missing=found.missing, alarms=_alarms(found), charts=figures.charts(found),
         shown=shown, arms=found.arms, index=index, reproduce=report["reproduce"],
         points=[(each.point.label, f"{each.point.folder}/report.html", each.analysis.verdict.sentence) for each in found.at],
@@ -131,8 +133,31 @@ def _page(found: Found, said: Answer, shown: list[Table], report: Json) -> str:
     )  # fmt: skip
 
 
-def _markdown(found: Found, said: Answer, shown: list[Table], report: Json) -> str:
-    lines = [f"# {escape(said.headline)}", "", f"{escape(said.reason)}.", ""]
+def _decision(told: Told) -> list[str]:
+    """The decision in Markdown; what the pilot found follows under a heading of its own."""
+    lines = [
+        f"# {escape(told.headline)}",
+        "",
+        f"{escape(told.reason)}.",
+        "",
+        *(f"- {escape(text)}" for text in told.words),
+        "",
+    ]
+    for table in told.tables:
+        if table.rows:
+            lines += [f"## {escape(table.title)}", "", *table_lines(table), ""]
+            lines += [f"{escape(note)}  " for note in table.notes] + [""]
+    return lines
+
+
+def _markdown(found: Found, said: Answer, told: Told | None, shown: list[Table], report: Json) -> str:
+    lines = _decision(told) if told else []
+    lines += [
+        f"## The pilot: {escape(said.headline)}" if told else f"# {escape(said.headline)}",
+        "",
+        f"{escape(said.reason)}.",
+        "",
+    ]
     lines += [text for line in said.currencies for text in (f"{escape(line.sentence)}.", "")]
     if found.sweep.question:
         lines += [f"**Question.** {escape(found.sweep.question)}", ""]

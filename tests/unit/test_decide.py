@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,10 @@ from harness.budget import Budget
 from harness.chaos.tiny import TinyStudy, write_teacher
 from harness.commands.decide import share_of
 from harness.errors import ConfigError
-from harness.sweep import expand
+from harness.ladder.decision import decide
+from harness.ladder.scaling import validated
+from harness.ladder.words import Words
+from harness.sweep import decided, expand
 from harness.sweep.pilot import Pilot, rungs_of, tree_of
 
 SCORES = {"curve_points": 0, "mlm_blocks": 16, "readout": {"steps": 5, "positions": 64, "blocks": 32}}
@@ -150,6 +154,67 @@ def test_what_is_set_of_another_teacher_holds_for_it(
     assert set(json.loads(capsys.readouterr().out)["pilot"]["teachers"].values()) == {3e9}
 
 
+# -- the report's first section --------------------------------------------------------------------------
+
+
+def decided_in(folder: Path, slopes: dict[str, float], *, noise: float, bent: bool = False) -> dict[str, Any]:
+    """A decision on arms that fall along power laws, kept as the command keeps it."""
+    x = (1e12, 2e12, 4e12, 8e12)
+    rng = np.random.default_rng(1)
+    scores = {}
+    for arm, slope in slopes.items():
+        mean = 4.0 + np.array([(rung / 1e12) ** -slope for rung in x])
+        mean[-1] += 2.0 * (bent and arm == "kd")
+        scores[arm] = mean[:, None] + noise * rng.normal(size=(4, 3))
+    words = Words("nats", 1.0, "flop")
+    found = decide(x, scores, budget=1e14, higher_is_better=False, words=words)
+    tried = [validated(x, scores[arm], arm=arm, words=words) for arm in scores]
+    answer = {"decision": found.as_json(), "validation": [each.as_json() for each in tried]}
+    (folder / decided.FILE).write_text(json.dumps(answer), encoding="utf-8")
+    return answer
+
+
+def test_a_decision_is_told_with_its_probability_its_regret_and_the_price_of_knowing_better(tmp_path: Path) -> None:
+    answer = decided_in(tmp_path, {"no_kd": 0.3, "kd": 0.35}, noise=0.02)["decision"]
+    told = decided.read(tmp_path, arms={"no_kd": 0, "kd": 1})
+    assert told is not None
+    assert told.headline == f"Choose {answer['recommendation']} at 100 TFLOP"
+    assert told.reason.startswith("Best with probability ")
+    assert "expected regret" in told.reason
+    assert told.words[0].startswith("If another arm is better, then by ")
+    outlooks, further = told.tables
+    assert [row[0].text for row in outlooks.rows] == ["no_kd", "kd"]
+    assert sum(record["probability_best"] for record in outlooks.records) == pytest.approx(1.0)
+    assert [record["recommended"] for record in outlooks.records].count(True) == 1
+    assert len(further.rows) == len(answer["further"]) == 2
+    assert all(record["regret_before"] == answer["expected_regret"] for record in further.records)
+
+
+def test_a_decision_that_recommends_nothing_is_told_as_that(tmp_path: Path) -> None:
+    answer = decided_in(tmp_path, {"no_kd": 0.3, "kd": 0.35}, noise=0.005, bent=True)["decision"]
+    told = decided.read(tmp_path, arms={})
+    assert told is not None
+    assert answer["contradicted"] == ["kd"]
+    assert told.headline == "Cannot tell yet at 100 TFLOP"
+    outlooks, further = told.tables
+    assert not any(record["recommended"] for record in outlooks.records)
+    assert any("recommend nothing" in note for note in outlooks.notes)
+    assert further.rows == further.records == []
+    assert any("outside" in text for text in told.words)
+
+
+def test_without_a_decision_a_sweep_has_no_such_section(tmp_path: Path) -> None:
+    assert decided.read(tmp_path, arms={}) is None
+
+
+def test_a_pilot_reads_no_curves_for_its_ladder_compares_arms_in_both_currencies(tiny: TinyStudy) -> None:
+    readout = {**SCORES["readout"], "on_curve": True}
+    own = tree(tiny, evaluation={**SCORES, "readout": readout})
+    (point, _) = expand(tree_of(own, Budget.parse("1e12 flop"), (1e9, 2e9)), where="here").points
+    assert point.study({}).evaluation.readout.on_curve is False
+    assert readout["on_curve"] is True
+
+
 # -- a real pilot ----------------------------------------------------------------------------------------
 
 
@@ -174,6 +239,11 @@ def test_a_pilot_runs_answers_and_goes_on_where_it_was(
     assert cli.main(["decide", *flags]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer == json.loads((out / "decision.json").read_text(encoding="utf-8"))
+    begun = answer["decision"]["sentence"].partition(": ")[0]
+    page, text = ((out / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    assert page.index(begun[1:]) < page.index("What the pilot found")
+    assert text.startswith(f"# {begun[:1].upper()}{begun[1:]}")
+    assert (out / "tables" / "decision.csv").read_text(encoding="utf-8").count("\n") == 1 + len(ARMS)
     pilot, found = answer["pilot"], answer["decision"]
     assert pilot["cost"] <= 10e9
     assert {o["arm"]: o["budget"] for o in found["outlooks"]} == {"no_kd": pilot["rest"], "kd": pilot["rest"] - 1e9}
