@@ -3,13 +3,13 @@
 
 # The repository: launch.py lies beside this folder. Ranks start there, on every machine.
 REPOSITORY=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-# The same interpreter on every machine: an absolute path on a shared file system.
-PYTHON=${PYTHON:-$(command -v python3)}
-
 fail() {
   printf '%s: %s\n' "${0##*/}" "$1" >&2
   exit 2
 }
+
+# The same interpreter on every machine: an absolute path on a shared file system.
+PYTHON=${PYTHON:-$(command -v python3)} || fail "no python3 on PATH; set PYTHON"
 
 # A whole number from 1 on, or the end of the script: such values end up in command lines.
 require_number() { # NAME VALUE
@@ -24,11 +24,46 @@ threads_per_rank() { # N
   echo $((cores >= $1 ? cores / $1 : 1))
 }
 
-# The exit code of a child, however often a trapped signal interrupts the waiting; traps call `interrupted`.
+# The --out among arguments for launch.py; empty where they have none.
+out_of() { # ARGUMENT...
+  local found='' previous='' argument
+  for argument in "$@"; do
+    [[ $previous != --out ]] || found=$argument
+    [[ $argument != --out=* ]] || found=${argument#--out=}
+    previous=$argument
+  done
+  printf '%s' "$found"
+}
+
+# Signals are taken from here on, before there is a child: one that comes while the script still looks around, or
+# while the child starts, is remembered. It is passed on once: a second TERM would cut short torchrun's own waiting.
 signals=0
+child=
+told=
+pass_on() {
+  kill -TERM "$child" 2>/dev/null || true
+}
+tell_child() {
+  [[ -n $child && -z $told ]] || return 0
+  told=yes
+  pass_on
+}
 interrupted() {
   signals=$((signals + 1))
+  tell_child
 }
+trap interrupted TERM USR1 INT
+
+# Run a command as the child that signals go to, by `pass_on`, which a script may define anew; returns its exit code.
+supervise() { # COMMAND...
+  [[ $signals -eq 0 ]] || return 75
+  "$@" &
+  child=$!
+  [[ $signals -eq 0 ]] || tell_child # it came between the two lines above
+  await "$child"
+}
+
+# The exit code of a child, however often a trapped signal interrupts the waiting.
 await() { # PID
   local code=0 again seen=0
   wait "$1" || code=$?
@@ -46,4 +81,18 @@ await() { # PID
 began=$(date +%s)
 recorded_exit_code() { # DIR
   "$PYTHON" "$REPOSITORY/launch.py" status "$1" --exit-code --since "$began"
+}
+
+# The exit code for whoever started the script: the recorded one, or the launcher's where none is.
+settle() { # CODE DIR
+  local recorded=1
+  [[ $1 -ne 0 ]] || return 0
+  if [[ -n $2 ]]; then
+    recorded=0
+    recorded_exit_code "$2" || recorded=$?
+  fi
+  if [[ $recorded -gt 1 && $recorded -lt 126 ]]; then return "$recorded"; fi # from 126 on, the shell's: it did not run
+  # Warned while it was still starting, before it could record anything: nothing is lost, come again.
+  if [[ $signals -gt 0 && $recorded -ne 0 ]]; then return 75; fi
+  return "$1"
 }

@@ -11,6 +11,8 @@
 #            ISOBUDGET_CACHE belong there
 # SSH_PORT, MASTER_ADDR, MASTER_PORT   where sshd listens, and where rank 0 does
 #
+# TERM, USR1 and INT have every rank save and leave with 75. Exits with the code that the run recorded.
+#
 # The repository, PYTHON and --out must have the same path on every machine.
 set -euo pipefail
 # shellcheck source=launchers/common.sh
@@ -44,15 +46,35 @@ arguments=(--hostfile "$HOSTFILE" --launcher "$LAUNCHER" --master_port "$MASTER_
 [[ -z ${MASTER_ADDR:-} ]] || arguments+=(--master_addr "$MASTER_ADDR")
 # With a single line the launcher would start local processes, whatever the host is called.
 [[ $(wc -l <<<"$machines") -gt 1 ]] || arguments+=(--force_multi)
-if [[ $LAUNCHER == pdsh ]]; then
-  # The file is named absolutely, so that one lying in the home directory is not read unchecked.
-  export DS_ENV_FILE=${ENV_FILE:-/dev/null}
-else
-  export DS_ENV_FILE=${ENV_FILE:-/dev/null}
+# The file is named absolutely, so that one lying in the home directory is not read unchecked.
+export DS_ENV_FILE=${ENV_FILE:-/dev/null}
+if [[ $LAUNCHER != pdsh ]]; then
   first=${machines%%$'\n'*}
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "${first##* }")}
   export MASTER_ADDR=${MASTER_ADDR:-${first%% *}} MASTER_PORT
 fi
+# See slurm.sbatch and mpirun.sh for these words.
+case $LAUNCHER in
+  slurm) arguments+=("--launcher_args=--wait=60 --kill-on-bad-exit=0") ;;
+  openmpi) arguments+=("--launcher_args=--bind-to none$([[ $EUID -ne 0 ]] || echo ' --allow-run-as-root')") ;;
+esac
 
+# Over pdsh the launcher asks every machine to stop; ranks have 30 s to save, then it kills. It knows no signals where it
+# calls mpirun or srun: they are told instead, and pass USR1 on to every rank.
+pass_on() {
+  if [[ $LAUNCHER == pdsh ]]; then kill -TERM "$child"; else pkill -USR1 -P "$child"; fi 2>/dev/null || true
+}
 cd -- "$REPOSITORY"
-exec "$PYTHON" -m deepspeed.launcher.runner "${arguments[@]}" launch.py "$@"
+code=0
+supervise "$PYTHON" -m deepspeed.launcher.runner "${arguments[@]}" launch.py "$@" || code=$?
+out=$(out_of "$@")
+# Over pdsh it does not wait for what it has stopped.
+if [[ $signals -gt 0 && -n $out && $LAUNCHER == pdsh ]]; then
+  for ((waited = 0; waited < 35; waited++)); do
+    recorded=0
+    recorded_exit_code "$out" || recorded=$?
+    [[ $recorded -eq 1 ]] || break
+    sleep 1
+  done
+fi
+settle "$code" "$out"

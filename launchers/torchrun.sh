@@ -10,10 +10,12 @@
 # NODE_RANK               this machine's number; 0 runs the rendezvous
 # MASTER_ADDR, MASTER_PORT   machine 0 as the others reach it
 # RUN_ID                  tells two runs on the same port apart
+# SHUTDOWN_S              seconds between that signal and the kill (default 300)
 # MAX_RESTARTS            restarts of all ranks after one crashed (default 3)
 #
 # --auto-resume is added: a restart continues from the newest intact checkpoint. SIGTERM to torchrun ends without a
-# restart; each rank gets SHUTDOWN_S seconds to save. Exits with the code that the run recorded, so 75 stays 75.
+# restart; each rank gets SHUTDOWN_S seconds to save. Exits with the code that the run recorded, so 75 stays 75 and a
+# study that is refused ends with 2 or 3.
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -33,16 +35,11 @@ require_number RANKS_PER_NODE "$RANKS_PER_NODE"
 require_number MASTER_PORT "$MASTER_PORT"
 [[ $NODE_RANK =~ ^[0-9]{1,5}$ && $NODE_RANK -lt $NODES ]] || fail "NODE_RANK is '$NODE_RANK'; it must be 0 … $((NODES - 1))"
 [[ $MAX_RESTARTS =~ ^[0-9]{1,3}$ ]] || fail "MAX_RESTARTS is '$MAX_RESTARTS', which is no whole number"
+[[ -z ${SHUTDOWN_S:-} ]] || require_number SHUTDOWN_S "$SHUTDOWN_S"
 [[ $MASTER_ADDR =~ ^[A-Za-z0-9][A-Za-z0-9.:-]*$ ]] || fail "MASTER_ADDR is '$MASTER_ADDR', which is no host"
 [[ $RUN_ID =~ ^[A-Za-z0-9][A-Za-z0-9_.-]*$ ]] || fail "RUN_ID is '$RUN_ID'; letters, digits and _ . - only"
 
-out=
-previous=
-for argument in "$@"; do
-  [[ $previous == --out ]] && out=$argument
-  [[ $argument == --out=* ]] && out=${argument#--out=}
-  previous=$argument
-done
+out=$(out_of "$@")
 [[ -n $out ]] || fail "give --out DIR: all machines write into one directory, and a restart must find it"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "$RANKS_PER_NODE")}
@@ -53,19 +50,11 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SHUTDOWN_S:-300}
 # machines resolves to the loopback address, and then nobody opens the rendezvous.
 is_host=$((NODE_RANK == 0 ? 1 : 0))
 
+# The agent passes TERM to its ranks; a scheduler's USR1 warning takes the same way.
 cd -- "$REPOSITORY"
-"$PYTHON" -m torch.distributed.run \
+code=0
+supervise "$PYTHON" -m torch.distributed.run \
   --nnodes "$NODES" --nproc-per-node "$RANKS_PER_NODE" --node-rank "$NODE_RANK" --max-restarts "$MAX_RESTARTS" \
   --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id "$RUN_ID" --rdzv-conf "is_host=$is_host" \
-  launch.py "$@" --auto-resume &
-agent=$!
-# The agent passes SIGTERM to its ranks; a scheduler's USR1 warning takes the same way.
-trap 'interrupted; kill -TERM "$agent" 2>/dev/null || true' TERM USR1 INT
-code=0
-await "$agent" || code=$?
-[[ $code -ne 0 ]] || exit 0
-recorded=0
-recorded_exit_code "$out" || recorded=$?
-# Warned while it was still starting, before it could record anything: nothing is lost, come again.
-[[ $signals -eq 0 || $recorded -ne 1 ]] || exit 75
-exit $((recorded <= 1 ? code : recorded))
+  launch.py "$@" --auto-resume || code=$?
+settle "$code" "$out"

@@ -1,3 +1,19 @@
+# The warning before the time limit, or a preemption: every rank saves and leaves with 75. srun passes USR1 on to
+# its ranks; torchrun passes TERM on, and waits for them. Taken from here on: one that comes while runs start is not lost.
+signals=0
+pids=()
+# shellcheck disable=SC2317 # called by the trap
+forward() {
+  signals=$((signals + 1))
+  [[ ${#pids[@]} -eq 0 ]] || tell "${pids[@]}"
+}
+tell() { # PID...
+  local signal=USR1 pid
+  [[ -n ${SLURM_JOB_ID:-} || $ranks -eq 1 ]] || signal=TERM
+  for pid in "$@"; do kill "-$signal" "$pid" 2>/dev/null || true; done
+}
+trap forward USR1 TERM INT
+
 task=${SLURM_ARRAY_TASK_ID:-${1:-0}}
 mkdir -p -- "$logs"
 cd -- "$directory"
@@ -24,7 +40,9 @@ start() { # SLOT WORK
   if [[ -n ${SLURM_JOB_ID:-} ]]; then
     # --overlap, and GPUs chosen here: Slurm would give all memory of the job to the first step and hold the second.
     # Set behind srun, because Slurm sets CUDA_VISIBLE_DEVICES for each task.
-    local step=(srun --overlap "--nodes=$nodes" "--ntasks=$ranks" "--ntasks-per-node=$((ranks / nodes))" --cpu-bind=none --wait=60)
+    local step=(srun --overlap "--nodes=$nodes" "--ntasks=$ranks" "--ntasks-per-node=$((ranks / nodes))" --cpu-bind=none)
+    # The first rank that has saved and left with 75 must not have the others terminated on their way out.
+    step+=(--wait=60 --kill-on-bad-exit=0)
     [[ $gpus_per_node -eq 0 ]] || step+=("--gpus-per-node=$gpus_per_node" --gpu-bind=none)
     exec "${step[@]}" ${visible[@]+"${visible[@]}"} "${words[@]}"
   elif [[ $ranks -gt 1 ]]; then
@@ -35,27 +53,21 @@ start() { # SLOT WORK
 }
 
 began=$(date +%s)
-pids=()
 ours=()
+worst=0
+again=0
 for ((slot = 0; slot < slots; slot++)); do
   index=$((task * slots + slot))
   [[ $index -lt ${#works[@]} ]] || break
+  if [[ $signals -gt 0 ]]; then # what has not begun waits for the next turn
+    again=1
+    break
+  fi
   start "$slot" "${works[index]}" >>"$logs/${names[index]}.log" 2>&1 &
   pids+=($!)
   ours+=("$index")
+  [[ $signals -eq 0 ]] || tell "$!" # it came before `forward` knew this one
 done
-
-# The warning before the time limit, or a preemption: every rank saves and leaves with 75. srun passes USR1 on to
-# its ranks; torchrun passes TERM on, and waits for them.
-signals=0
-# shellcheck disable=SC2317 # called by the trap
-forward() {
-  local signal=USR1 pid
-  signals=$((signals + 1))
-  [[ -n ${SLURM_JOB_ID:-} || $ranks -eq 1 ]] || signal=TERM
-  for pid in "${pids[@]}"; do kill "-$signal" "$pid" 2>/dev/null || true; done
-}
-trap forward USR1 TERM INT
 
 # The exit code of a child, however often a trapped signal interrupts the waiting.
 await() { # PID
@@ -70,8 +82,6 @@ await() { # PID
   return "$code"
 }
 
-worst=0
-again=0
 for position in "${!pids[@]}"; do
   code=0
   await "${pids[position]}" || code=$?

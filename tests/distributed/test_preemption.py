@@ -1,9 +1,10 @@
-"""SIGTERM under torchrun with two ranks: both save the same step, 75 reaches the shell, and the end is bit-identical."""
+"""SIGTERM under torchrun.sh and mpirun.sh with two ranks: both save the same step, 75 reaches the shell, and the end is bit-identical."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,15 +19,27 @@ from tests.support.tiny import TinyStudy
 pytestmark = pytest.mark.slow
 
 
-def start(root: Path, study: Path, out: Path) -> subprocess.Popen[bytes]:
+SCRIPTS = ("torchrun.sh", "mpirun.sh")
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> str:
+    if request.param == "mpirun.sh" and shutil.which("mpirun") is None:
+        pytest.skip("no mpirun on PATH")
+    return request.param
+
+
+def start(root: Path, script: str, study: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    unwanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    unwanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "HOSTFILE")
     environment = {k: v for k, v in os.environ.items() if k not in unwanted}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "RANKS_PER_NODE": "2", "MASTER_PORT": port}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "MASTER_PORT": port, "MAX_RESTARTS": "1"}
+    environment |= {"RANKS_PER_NODE": "2"} if script == "torchrun.sh" else {"RANKS": "2"}
     engine = str(root / "ds_configs" / "zero1_fp32.json")
-    words = [str(root / "launchers" / "torchrun.sh"), "--study", str(study), "--ds_config", engine, "--out", str(out)]
+    words = [str(root / "launchers" / script), "--study", str(study), "--ds_config", engine, "--out", str(out), *more]
+    words += ["--auto-resume"] if script == "mpirun.sh" else []  # torchrun.sh says it itself: it restarts
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=root)
 
@@ -37,16 +50,16 @@ def charges(out: Path) -> list:
     return [row for row in kept if row[1]]
 
 
-def test_a_preempted_torchrun_ends_with_75_and_resumes_bit_identically(
-    root: Path, tiny: TinyStudy, tmp_path: Path
+def test_a_preempted_launch_ends_with_75_and_resumes_bit_identically(
+    root: Path, script: str, tiny: TinyStudy, tmp_path: Path
 ) -> None:
     arms = [arm for arm in tiny.tree()["arms"] if arm["name"] == "no_kd"]
     evaluation = {"curve_points": 0, "mlm_blocks": 16, "readout": None, "main": "mlm.loss"}
     study = tiny.write(tmp_path / "study.yaml", arms=arms, budget="20 Gflop", evaluation=evaluation, checkpoints=0)
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"
-    assert start(root, study, calm).wait(timeout=400) == 0, calm.with_suffix(".log").read_text()[-3000:]
+    assert start(root, script, study, calm).wait(timeout=400) == 0, calm.with_suffix(".log").read_text()[-3000:]
 
-    agent = start(root, study, stopped)
+    agent = start(root, script, study, stopped)
     ledger = stopped / "arms" / "no_kd" / "seed-1" / "ledger.jsonl"
     deadline = time.monotonic() + 300
     while not (ledger.exists() and len(ledger.read_text().splitlines()) > 20):
@@ -66,9 +79,17 @@ def test_a_preempted_torchrun_ends_with_75_and_resumes_bit_identically(
         int(checkpoint.name.removeprefix("step-")) == posted - 1 or int(checkpoint.name.removeprefix("step-")) == posted
     )
 
-    assert start(root, study, stopped).wait(timeout=400) == 0, stopped.with_suffix(".log").read_text()[-3000:]
+    assert start(root, script, study, stopped).wait(timeout=400) == 0, stopped.with_suffix(".log").read_text()[-3000:]
     assert charges(stopped) == charges(calm)
     weights = [
         (out / "arms" / "no_kd" / "seed-1" / "student" / "model.safetensors").read_bytes() for out in (calm, stopped)
     ]
     assert weights[0] == weights[1]
+
+
+def test_a_refused_first_run_ends_with_its_own_code(root: Path, script: str, tiny: TinyStudy, tmp_path: Path) -> None:
+    """torchrun itself says 1, whatever its ranks said."""
+    out = tmp_path / "refused"
+    code = start(root, script, tiny.file, out, "--set", "teacher.path=/no/such/teacher").wait(timeout=300)
+    assert code == 3, out.with_suffix(".log").read_text()[-3000:]
+    assert not (out / "study.yaml").exists()

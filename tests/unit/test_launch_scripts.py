@@ -82,23 +82,140 @@ def stand_in(folder: Path, name: str, body: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_mpirun_gives_every_rank_its_threads_and_its_cores(root: Path, tmp_path: Path, bash: str) -> None:
+# -- mpirun.sh against an mpirun that only plays its part ----------------------------------------------------
+OPEN_MPI = "mpirun (Open MPI) 4.1"
+
+
+@pytest.fixture
+def mpirun(tmp_path: Path) -> dict[str, str]:
+    """An environment in which mpirun writes down its words and becomes $RANK_BODY."""
     stand_in(
         tmp_path / "bin",
         "mpirun",
-        '[[ $1 == --version ]] && { echo "mpirun (Open MPI) 4.1"; exit; }; echo "$OMP_NUM_THREADS|$*"',
+        '[[ $1 == --version ]] && { echo "${VERSION-'
+        + OPEN_MPI
+        + '}"; exit; }; echo "$OMP_NUM_THREADS|$MASTER_ADDR|$*" > "$MARKS/words"; exec bash -c "${RANK_BODY:-exit 0}"',
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MASTER_ADDR")}
-    environment |= {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "RANKS": "2", "PYTHON": "python-of-mine"}
-    said = subprocess.run(
-        [bash, root / "launchers" / "mpirun.sh", "--study", "a b"], env=environment, capture_output=True, text=True
+    unwanted = ("OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT", "RANKS", "HOSTFILE")
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted}
+    return environment | {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MARKS": str(tmp_path), "PYTHON": sys.executable,
+    }  # fmt: skip
+
+
+def over_mpi(root: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", root / "launchers" / "mpirun.sh", *words], env=environment, capture_output=True, text=True, timeout=120
     )
-    threads, _, words = said.stdout.strip().partition("|")
+
+
+def test_mpirun_gives_every_rank_its_threads_and_its_cores(root: Path, tmp_path: Path, mpirun: dict[str, str]) -> None:
+    assert over_mpi(root, mpirun | {"RANKS": "2", "PYTHON": "python-of-mine"}, "--study", "a b").returncode == 0
+    threads, address, words = (tmp_path / "words").read_text().strip().split("|")
     cores = len(os.sched_getaffinity(0))
     assert int(threads) == max(1, cores // 2)
+    assert address == "127.0.0.1"
     assert "-np 2" in words
     assert "--bind-to none" in words
     assert words.endswith("python-of-mine launch.py --study a b")
+
+
+def test_mpirun_counts_ranks_by_the_slots_of_its_hostfile(root: Path, tmp_path: Path, mpirun: dict[str, str]) -> None:
+    (tmp_path / "hosts").write_text("node1 slots=3\n# spare\nnode2 slots=2\n", encoding="ascii")
+    environment = mpirun | {"HOSTFILE": str(tmp_path / "hosts"), "HF_HOME": "/shared/hf"}
+    assert over_mpi(root, environment).returncode == 0
+    _, address, words = (tmp_path / "words").read_text().split("|")
+    assert address == "node1"
+    assert "-np 5 " in words
+    assert "--oversubscribe" not in words
+    assert "-x HF_HOME" in words
+    (tmp_path / "words").unlink()
+    said = over_mpi(root, environment | {"RANKS": "6"})
+    assert (said.returncode, (tmp_path / "words").exists()) == (2, False)
+    assert "5 slots" in said.stderr
+
+
+@pytest.mark.parametrize("version", ["HYDRA build details:\nVersion: 4.2.0", "Intel(R) MPI Library for Linux* OS", ""])
+def test_an_mpi_with_other_options_is_named_and_refused(
+    root: Path, tmp_path: Path, mpirun: dict[str, str], version: str
+) -> None:
+    said = over_mpi(root, mpirun | {"RANKS": "2", "VERSION": version})
+    assert said.returncode == 2
+    assert "Open MPI" in said.stderr
+    assert not (tmp_path / "words").exists()
+
+
+RECORD = """mkdir -p "$MARKS/out"; printf '{"state": "%s", "exit_code": %s, "time": %s}' {} $(date +%s) > "$MARKS/out/status.json"; exit 1"""
+
+
+@pytest.mark.parametrize(("state", "code"), [("failed", 3), ("interrupted", 75)])
+def test_mpirun_ends_with_the_code_that_the_run_recorded(
+    root: Path, tmp_path: Path, mpirun: dict[str, str], state: str, code: int
+) -> None:
+    body = RECORD.replace("{}", f"{state} {code}")
+    out = str(tmp_path / "out")
+    assert over_mpi(root, mpirun | {"RANKS": "2", "RANK_BODY": body}, f"--out={out}").returncode == code
+    assert (
+        over_mpi(root, mpirun | {"RANKS": "2", "RANK_BODY": "exit 1"}, "--out", str(tmp_path / "none")).returncode == 1
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_mpirun_is_told_by_usr1_whatever_the_script_was_told_by(
+    root: Path, tmp_path: Path, mpirun: dict[str, str], number: int
+) -> None:
+    """TERM would have it kill its ranks a second later."""
+    body = 'trap "sleep 0.3; exit 75" USR1; trap "exit 9" TERM; touch "$MARKS/ready"; for i in {1..200}; do sleep 0.1; done'
+    process = subprocess.Popen(
+        ["bash", root / "launchers" / "mpirun.sh"], env=mpirun | {"RANKS": "2", "RANK_BODY": body}
+    )
+    until(tmp_path / "ready")
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 75
+
+
+def until(file: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# -- deepspeed_hostfile.sh against a launcher that only plays its part ---------------------------------------
+@pytest.mark.parametrize(
+    ("launcher", "words"), [("pdsh", ""), ("slurm", "--wait=60 --kill-on-bad-exit=0"), ("openmpi", "--bind-to none")]
+)
+def test_the_deepspeed_script_passes_signals_and_codes_on_under_each_launcher(
+    root: Path, tmp_path: Path, launcher: str, words: str
+) -> None:
+    """DeepSpeed's launcher answers TERM over pdsh alone; elsewhere its own child, mpirun or srun, must be told."""
+    stand_in(
+        tmp_path / "bin",
+        "python",
+        f"""[[ $2 == deepspeed.launcher.runner ]] || exec "{sys.executable}" "$@"
+printf '%s\\n' "$@" > "$MARKS/words"
+if [[ {launcher} == pdsh ]]; then
+  record() {{ {RECORD.replace("{}", "interrupted 75")}; }}; trap record TERM; touch "$MARKS/ready"; for i in {{1..200}}; do sleep 0.1; done
+else
+  bash -c 'trap "exit 75" USR1; touch "$MARKS/ready"; for i in {{1..200}}; do sleep 0.1; done'
+  exit $?
+fi""",
+    )
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n", encoding="ascii")
+    environment = os.environ | {
+        "PYTHON": str(tmp_path / "bin" / "python"), "MARKS": str(tmp_path), "LAUNCHER": launcher,
+        "HOSTFILE": str(tmp_path / "hosts"), "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
+    }  # fmt: skip
+    environment = {k: v for k, v in environment.items() if not k.startswith(("NCCL", "MLFLOW", "PYTHON_", "UCX"))}
+    process = subprocess.Popen(
+        [root / "launchers" / "deepspeed_hostfile.sh", "--out", str(tmp_path / "out")], env=environment
+    )
+    until(tmp_path / "ready")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 75
+    given = (tmp_path / "words").read_text().splitlines()
+    assert (f"--launcher_args={words}" in "\n".join(given)) == bool(words)
+    assert given[-2:] == ["--out", str(tmp_path / "out")]
 
 
 # -- slurm.sbatch against an srun and a scontrol that only play their part -----------------------------------
@@ -114,17 +231,16 @@ def slurm(tmp_path: Path, root: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def batch(root: Path, slurm: dict[str, str], body: str, *, warn: bool) -> tuple[int, Path]:
+def batch(
+    root: Path, slurm: dict[str, str], body: str, *, warn: bool, out: Path = Path("y")
+) -> tuple[int, Path]:  # fmt: skip
     marks = Path(slurm["MARKS"])
     process = subprocess.Popen(
-        ["bash", root / "launchers" / "slurm.sbatch", "--study", "x", "--out", "y"], env={**slurm, "RANK_BODY": body},
+        ["bash", root / "launchers" / "slurm.sbatch", "--study", "x", "--out", str(out)], env={**slurm, "RANK_BODY": body},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     if warn:
-        deadline = time.monotonic() + 20
-        while not (marks / "ready").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(marks / "ready")
         time.sleep(0.2)
         process.send_signal(signal.SIGUSR1)
     return process.wait(timeout=60), marks
@@ -144,6 +260,35 @@ def test_a_job_warned_while_it_starts_comes_back_too(root: Path, slurm: dict[str
     code, marks = batch(root, slurm, "sleep 20", warn=True)
     assert code == 75
     assert (marks / "scontrol").exists()
+
+
+def test_a_job_warned_before_it_starts_anything_starts_nothing_and_comes_back(
+    root: Path, slurm: dict[str, str]
+) -> None:
+    """The signal comes while scontrol is asked for the nodes; without a trap by then it would end the script."""
+    marks = Path(slurm["MARKS"])
+    stand_in(
+        marks / "bin", "scontrol", '[[ $1 == show ]] && { kill -USR1 $PPID; echo node1; exit; }; echo "$@" >> "$MARKS/scontrol"'
+    )  # fmt: skip
+    code, _ = batch(root, slurm, "exit 0", warn=False)
+    assert code == 75
+    assert not (marks / "srun").exists()
+    assert (marks / "scontrol").read_text() == "requeue 4711\n"
+
+
+def test_a_job_whose_run_was_preempted_comes_back_though_srun_says_143(root: Path, slurm: dict[str, str]) -> None:
+    marks = Path(slurm["MARKS"])
+    body = RECORD.replace("{}", "interrupted 75").replace("exit 1", "exit 143")
+    assert batch(root, slurm, body, warn=False, out=marks / "out")[0] == 75
+    assert (marks / "scontrol").read_text() == "requeue 4711\n"
+
+
+def test_a_job_without_a_directory_to_come_back_to_is_refused(root: Path, slurm: dict[str, str]) -> None:
+    said = subprocess.run(
+        ["bash", root / "launchers" / "slurm.sbatch", "--study", "x"], env=slurm, capture_output=True, text=True
+    )
+    assert said.returncode == 2
+    assert "--out" in said.stderr
 
 
 @pytest.mark.parametrize("code", [0, 2, 5, 1])

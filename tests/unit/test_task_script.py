@@ -1,0 +1,105 @@
+"""The script of a submitted stage, with stand-ins for its runs: no signal is lost, whenever it comes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.submit.graph import Machines, build
+from harness.submit.scripts import Queue, write
+from tests.unit.test_launch_scripts import stand_in, until
+from tests.unit.test_submit import study
+
+# A run that saves when it is warned; `status` has recorded nothing.
+RUN = """[[ " $* " != *" status "* ]] || exit 1
+trap 'touch "$MARKS/saved-$3"; exit 75' USR1
+touch "$MARKS/started-$3"
+eval "$AT_START"
+for i in {1..200}; do sleep 0.1; done"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The arms of a study, two at a time, and `run` in place of launch.py."""
+    stand_in(tmp_path / "bin", "run", RUN)
+    found = build(study(), Machines(1, 2, gpus=False), out=str(tmp_path), study_file="s.yaml", ds_config=None)
+    file = write(found, Machines(1, 2, gpus=False), Queue())["arms"]
+    text = re.sub(r"^entry=.*$", f"entry=({tmp_path}/bin/run launch.py)", file.read_text(), count=1, flags=re.MULTILINE)
+    file.write_text(text)
+    return file
+
+
+def start(script: Path, **more: str) -> subprocess.Popen[bytes]:
+    folder = script.parent.parent
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = kept | {"MARKS": str(folder), "PATH": path, "AT_START": ":"} | more
+    return subprocess.Popen(["bash", str(script), "0"], env=environment)
+
+
+def marks(script: Path, kind: str) -> list[str]:
+    return sorted(p.name.removeprefix(f"{kind}-") for p in script.parent.parent.glob(f"{kind}-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_warned_task_has_all_its_runs_save_and_asks_for_another_turn(script: Path, number: int) -> None:
+    process = start(script)
+    for name in ("a:1", "a:2"):
+        until(script.parent.parent / f"started-{name}")
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 75
+    assert marks(script, "saved") == ["a:1", "a:2"]
+
+
+def test_a_task_warned_before_its_first_run_starts_none_and_asks_for_another_turn(script: Path) -> None:
+    """mkdir is the first program it calls."""
+    stand_in(script.parent.parent / "bin", "mkdir", "kill -USR1 $PPID; sleep 0.2")
+    assert start(script).wait(timeout=30) == 75
+    assert marks(script, "started") == []
+
+
+def test_a_task_warned_while_its_runs_start_leaves_none_running_on(script: Path) -> None:
+    """The first run to start warns the script, which is starting the second: each is told, or does not begin."""
+    begun = time.monotonic()
+    assert start(script, AT_START="kill -USR1 $PPID").wait(timeout=30) == 75
+    assert time.monotonic() - begun < 15, "a run that was not told would go on for 20 s"
+    assert marks(script, "saved") == marks(script, "started") != []
+
+
+def test_ranks_of_one_run_are_not_ended_by_the_first_that_leaves(script: Path) -> None:
+    """Where a cluster's slurm.conf says KillOnBadExit=1, srun would end those that still save."""
+    folder = script.parent.parent
+    stand_in(folder / "bin", "srun", 'echo "$@" >> "$MARKS/srun"; exit 0')
+    assert start(script, SLURM_JOB_ID="1").wait(timeout=30) == 0
+    words = (folder / "srun").read_text().splitlines()
+    assert len(words) == 2
+    assert all("--kill-on-bad-exit=0" in line and "--wait=60" in line for line in words)
+
+
+def test_a_signal_between_two_tasks_of_a_local_submission_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the process is started and not yet known to the handler."""
+    from harness.submit import execute
+
+    found = build(study(), Machines(1, 2, gpus=False), out=str(tmp_path), study_file="s.yaml", ds_config=None)
+    scripts = write(found, Machines(1, 2, gpus=False), Queue())
+    for file in scripts.values():
+        file.write_text("exec sleep 30\n")
+
+    class Hasty(subprocess.Popen):
+        def __init__(self, *words: object, **more: object) -> None:
+            super().__init__(*words, **more)  # type: ignore[call-overload]
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(execute.subprocess, "Popen", Hasty)
+    begun = time.monotonic()
+    assert execute.here(found, scripts, tell=lambda _: None) == execute.PREEMPTED
+    assert time.monotonic() - begun < 15
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
