@@ -38,6 +38,12 @@ _NO_PART_IN_TRAINING = (
     "plan",
     "doctor",
     "bench",
+    "submit",
+    "runs.py",
+    "refusal.py",
+    "push.py",
+    "fetch.py",
+    "leaving.py",
     "cli.py",
 )
 
