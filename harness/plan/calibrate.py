@@ -7,6 +7,7 @@ the first unseen: after another arm's step its weights are out of the caches, wh
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,21 +79,19 @@ def calibrated(found: Sketch, weights: dict[str, int]) -> Pace | None:
         )
     device = device_of(ranks)
     begun = time.perf_counter()
-    teachers: dict[Shape, Any] = {}  # one for all arms: drawing its weights takes longer than its steps
+    drawn = _Drawn(device)
     steppers = [
-        _stepper(found, arm, plan, phase, ranks, device, teachers)
+        _stepper(found, arm, plan, phase, ranks, drawn)
         for arm in found.arms.values()
         for plan in [arm.plan()]
         for phase in range(len(plan.phases))
     ]
     startup = (time.perf_counter() - begun) / len(steppers)
-    for stepper in steppers:
-        stepper.step()
     for _ in range(TURNS):
         for stepper in steppers:
             stepper.take_turn(TIMED_S / TURNS / len(steppers))
     first = next(iter(found.arms.values()))
-    forward, tuning, head = _evaluation_speeds(found, first, device)
+    forward, tuning, head = _evaluation_speeds(found, first, drawn)
     name = torch.cuda.get_device_name(device) if has_cuda() else ""
     preset = preset_of(name) if name else None
     steps = min(len(stepper.times) for stepper in steppers)
@@ -104,21 +103,42 @@ def calibrated(found: Sketch, weights: dict[str, int]) -> Pace | None:
     )  # fmt: skip
 
 
-def _stepper(
-    found: Sketch, arm: ArmSetting, plan: Plan, phase: int, ranks: Any, device: Any, teachers: dict[Shape, Any]
-) -> Stepper:
+class _Drawn:
+    """Models with random weights, each drawn once: arms copy a student, which is faster, and share a teacher."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        self._teachers: dict[Shape, Any] = {}
+        self._students: dict[str, Any] = {}
+
+    def student(self, arm: ArmSetting) -> Any:
+        """A student of its own, on the CPU."""
+        from harness.models.student import build_student
+
+        key = arm.config.to_json_string()
+        if key not in self._students:
+            self._students[key] = build_student(arm.config, seed=0)
+        return copy.deepcopy(self._students[key])
+
+    def teacher(self, shape: Shape) -> Any:
+        """A teacher that nobody changes."""
+        if shape not in self._teachers:
+            self._teachers[shape] = _random_teacher(shape, self.device)
+        return self._teachers[shape]
+
+
+def _stepper(found: Sketch, arm: ArmSetting, plan: Plan, phase: int, ranks: Any, drawn: _Drawn) -> Stepper:
     import torch
 
     from harness.engine import Engine
     from harness.models.signals import Signals, run
-    from harness.models.student import build_student
     from harness.trainee import Trainee, parameter_groups
 
+    device = drawn.device
     sequences = _sequences(found, arm, plan, phase, device)
     size = type(arm.size)(sequences, arm.size.length, max(1, arm.size.masked * sequences // arm.size.sequences))
     batch = batch_of(size, arm.shape.vocab).to(device)
-    student = build_student(arm.config, seed=0)
-    trainee = Trainee(student, arm.shape, plan, recompute=found.ds_config.activation_checkpointing)
+    trainee = Trainee(drawn.student(arm), arm.shape, plan, recompute=found.ds_config.activation_checkpointing)
     groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, arm.study.optimizer)
     engine = Engine(
         trainee, groups.groups, found.ds_config, sequences=sequences, ranks=ranks, betas=arm.study.optimizer.betas,
@@ -126,10 +146,7 @@ def _stepper(
     )  # fmt: skip
     engine.set_learning_rate(1e-6, active=groups.active[phase])
     needs = plan.teacher_needs(phase)
-    teacher = None
-    if arm.teacher is not None and needs:
-        shape = arm.teacher.shape
-        teacher = teachers[shape] = teachers.get(shape) or _random_teacher(shape, device)
+    teacher = drawn.teacher(arm.teacher.shape) if arm.teacher is not None and needs else None
 
     def now() -> float:
         if device.type == "cuda":
@@ -191,7 +208,7 @@ def _random_teacher(shape: Shape, device: Any) -> Any:
     return family_of(model.to(device=device, dtype=dtype).eval().requires_grad_(False), shape)
 
 
-def _evaluation_speeds(found: Sketch, arm: ArmSetting, device: Any) -> tuple[float, float, float]:
+def _evaluation_speeds(found: Sketch, arm: ArmSetting, drawn: _Drawn) -> tuple[float, float, float]:
     """FLOP/s of frozen forwards, of fine-tuning and of a read-out's head, in fp32 as evaluations run."""
     import torch
     from torch.nn import functional
@@ -199,12 +216,12 @@ def _evaluation_speeds(found: Sketch, arm: ArmSetting, device: Any) -> tuple[flo
     from harness.evaluate.readout import ReadoutHead
     from harness.models.families import family_of
     from harness.models.signals import Needs, run
-    from harness.models.student import build_student
     from harness.study import ReadoutSpec
 
+    device = drawn.device
     shape, length = arm.shape, arm.size.length
     needs = Needs(states=frozenset({shape.layers}))
-    family = family_of(build_student(arm.config, seed=0).to(device).eval(), shape)
+    family = family_of(drawn.student(arm).to(device).eval(), shape)
     once = needs.forward_flops(shape, sequences=1, length=length, masked=0)
     blocks = EVALUATION_BLOCKS
     if device.type == "cpu":
