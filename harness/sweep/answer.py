@@ -73,7 +73,9 @@ def answer(found: Found) -> Answer:
     )
     named = best.sentence.startswith(tuple(arm.name for arm in found.arms))
     headline = best.sentence if named else best.sentence[:1].upper() + best.sentence[1:]
-    return Answer(headline, reason, lines, _same_method(found) + _best_point(found) + _forecasts(found))
+    return Answer(
+        headline, reason, lines, _between(found, lines) + _same_method(found) + _best_point(found) + _forecasts(found)
+    )
 
 
 def _line(found: Found, challenger: str, baseline: str) -> Line:
@@ -98,6 +100,26 @@ def _line(found: Found, challenger: str, baseline: str) -> Line:
 def _standing(line: Line) -> float:
     along = line.along.along if isinstance(line.along, BreakEven) else line.along
     return statistics.fmean(along.mean) if along is not None else float("-inf")
+
+
+def _between(found: Found, lines: list[Line]) -> list[Line]:
+    """Of every flip that is shown: between which points it was read off, and that its interval knows nothing of the bend there."""
+    told: list[Line] = []
+    for line in lines:
+        along = line.along.along if isinstance(line.along, BreakEven) else line.along
+        for flip in along.flips if along is not None else ():
+            if not flip.shown or flip.x in found.x:
+                continue
+            below, above = max(x for x in found.x if x < flip.x), min(x for x in found.x if x > flip.x)
+            told.append(
+                Line(
+                    line.arm,
+                    f"between {at(found, below)} and {at(found, above)}, where {line.arm} changes places, nothing was measured: the "
+                    "interval is that of the seeds on a straight line, and a point between them would show how the line bends",
+                    {"below": below, "above": above},
+                )
+            )
+    return told
 
 
 def _same_method(found: Found) -> list[Line]:
@@ -188,8 +210,10 @@ def _tuned(found: Found) -> Answer:
     )
     headline += f"; {edges} of {len(lines)} on the edge of the grid" if edges else ""
     trials = f"{len(found.at)} trials of every arm, {numbers.label(found.metric)} on held-out text"
+    seeds = max((len(scores) for each in found.at for scores in each.scores.values()), default=0)
+    noise = "; one seed does not tell a neighbour's small difference from chance" if seeds < 2 else ""
     return Answer(
-        headline, f"{trials}; the best of several is a choice from these data, not a comparison of arms", lines
+        headline, f"{trials}{noise}; the best of several is a choice from these data, not a comparison of arms", lines
     )
 
 

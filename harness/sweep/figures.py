@@ -47,7 +47,7 @@ class _Axis:
 
     def ticks(self) -> list[Tick]:
         scale = scale_of(max(self.found.x), self.found.unit)
-        plain = words_of(self.found).rung if scale.name == "parameters" else scale.write
+        plain = words_of(self.found).rung if scale.name in ("", "parameters") else scale.write
         write = self.found.kind.write or plain
         kept: list[Tick] = []
         for x in self.found.x:
@@ -153,9 +153,10 @@ def _scores(found: Found) -> Chart | None:
         ]
         lines.append(Line(_path([point(x, y) for x, y in means.items()]), arm.index, True, dots))
         ends.append((arm.name, arm.index, 260 * point(*list(means.items())[-1])[1] / 100))
+    thin = "thin lines: single seeds" if any(len(s) > 1 for _, points in series for s in points.values()) else ""
     told = "; ".join(f"{name} ends at {100 - top / 2.6:.0f} % of the height" for name, _, top in ends)
     return Chart(
-        title=numbers.label(found.metric), detail=f"{numbers.unit(found.metric)}; thin lines: single seeds", height=260,
+        title=numbers.label(found.metric), detail="; ".join(part for part in (numbers.unit(found.metric), thin) if part), height=260,
         lines=lines, x_ticks=place.ticks(), y_ticks=[Tick(100 - t.at, t.text) for t in axis(low, high)],
         x_title=place.title, ends=spread_labels(ends, 260), alt=f"Scores over {found.kind.axis}: {told}",
     )  # fmt: skip

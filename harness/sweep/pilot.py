@@ -113,7 +113,10 @@ def rungs_of(purse: Budget, share: float, *, trials: int, rungs: int = RUNGS) ->
 def tree_of(tree: Mapping[str, Any], purse: Budget, rungs: Sequence[float]) -> dict[str, Any]:
     """The sweep that runs a study at these rungs, teachers free."""
     own = copy.deepcopy(dict(tree))
-    own["name"] = f"{own.get('name', 'study')}-pilot"
+    own |= {
+        "name": f"{own.get('name', 'study')}-pilot",
+        "question": f"Which arm of {own.get('name', 'study')} should get what a pilot leaves of {purse}?",
+    }
     own.pop("controls", None)
     accounting = {k: v for k, v in (own.get("accounting") or {}).items() if k != "teacher_training"}
     if "charged" in accounting:

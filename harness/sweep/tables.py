@@ -36,9 +36,8 @@ def points(found: Found) -> Table:
             spread = analysis.spread(metric)
             half = effect.half_width if effect else None
             shown = "–" if effect is None else numbers.signed(effect.mean_difference, metric, spread=half)
-            first = Cell(
-                at(found, each.x) if number_ == 0 else "", detail=(each.point.spec.label or "") if number_ == 0 else ""
-            )
+            place, label = at(found, each.x), each.point.spec.label or ""
+            first = Cell(place, detail=label if label != place else "") if number_ == 0 else Cell("")
             run = arm.done[0].record
             shared = any(r.record.get("shared_with") for r in arm.done)
             rows.append(
@@ -110,4 +109,6 @@ def teachers(found: Found) -> Table:
             }
         )  # fmt: skip
     columns = ["Teacher", "Parameters", "Training", "Tokens", "Epochs", "Own loss ↓"]
-    return Table("teachers", "Teachers trained on the way", columns, rows, records)
+    notes = ["Own loss: of the teacher's own head, as it was trained. A student's read-out has a fresh head and is another score; "
+             "every point's report has the teacher's read-out beside the students'."]  # fmt: skip
+    return Table("teachers", "Teachers trained on the way", columns, rows, records, notes=notes if rows else [])

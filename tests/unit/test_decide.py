@@ -91,6 +91,7 @@ def test_the_pilots_studies_differ_from_the_study_in_budget_and_sunk_teachers_al
     assert all(each.accounting.teacher_training == "free" for each in studies)
     assert {arm.name for arm in studies[0].arms} == {"no_kd", "kd"}
     assert own["accounting"] == {"teacher_training": {"amortised_over": 2}}
+    assert sweep.question == f"Which arm of {own['name']} should get what a pilot leaves of 1 TFLOP?"
 
 
 # -- refused before anything is spent --------------------------------------------------------------------
