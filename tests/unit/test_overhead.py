@@ -1,7 +1,8 @@
-"""Measuring costs at most 0.5 % of a step, and so does writing the ledger: both against a step of the quickstart."""
+"""Measuring costs at most 0.5 % of a step, and so does writing the ledger; saves at most 1 % of a run. All of the quickstart."""
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import cli
 from harness.budget import Account, Budget, Charge, Ledger
 from harness.meters.device_time import DeviceClock
 from harness.meters.energy_counter import CounterMeter
@@ -21,6 +23,7 @@ from harness.units import Unit
 
 pytestmark = pytest.mark.slow
 SHARE = 0.005
+SAVES_SHARE = 0.01
 STEPS = 2000
 
 
@@ -114,3 +117,17 @@ def test_the_ledgers_line_takes_at_most_half_a_percent_of_a_step(tmp_path: Path,
     ledger.close()
     print(f"\nledger: {1e6 * each:.1f} µs of a step of {1e3 * step_s:.1f} ms ({each / step_s:.3%})")
     assert each <= SHARE * step_s
+
+
+def test_saves_take_at_most_one_percent_of_a_run_at_the_default_cadence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cheapest run that ships: its training is the shortest, and a save's files are as many as anybody's."""
+    monkeypatch.setattr("harness.evaluate.suite.Suite.run", lambda self, *_: None)
+    monkeypatch.setattr("harness.commands.run.show_report", lambda *_, **__: None)
+    assert cli.main(["run", "--arms", "no_kd", "--seeds", "1", "--out", str(tmp_path / "run")]) == 0
+    trial = tmp_path / "run" / "arms" / "no_kd" / "seed-1"
+    accounts = json.loads((trial / "record.json").read_text())["accounts"]
+    saves, training = (accounts[account.name]["second"] for account in (Account.CHECKPOINT, Account.STUDENT_STEP))
+    print(f"\nsaves: {saves:.3f} s of {training:.1f} s of training ({saves / training:.2%})")
+    assert saves <= SAVES_SHARE * training
