@@ -193,6 +193,7 @@ def test_half_a_first_line_of_a_ledger_is_dropped_and_nothing_written_behind_it(
         run(tiny, out, "--arms", "no_kd", code=130)
     file = out / "arms" / "no_kd" / "seed-1" / "ledger.jsonl"
     file.write_text('{"step":0,"char', encoding="utf-8")
+    (file.parent / "open-time.json").unlink(missing_ok=True)  # killed before its first note of the time, too
     run(tiny, out, "--arms", "no_kd", "--resume")
     lines = file.read_text().splitlines()
     assert len(parse_postings(file.read_text())) == len(lines) > 10
