@@ -148,6 +148,14 @@ def read(path: Path, shape: type[Shape]) -> dict[str, Any] | None:
     return found
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file that can be made again; None where it is missing, torn or something else."""
+    try:
+        return _parse(path.read_text(encoding="utf-8"), Shape)[0]
+    except (OSError, ValueError):
+        return None
+
+
 def last_rows(path: Path, shape: type[Shape]) -> list[dict[str, Any]]:
     """The whole lines among the last 64 KiB of a file of lines, in order; none where there is no file.
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from harness import kept
 from harness.errors import CheckpointError, ConfigError, IsoBudgetError
 from harness.identity import Difference, differences, merge_overrides, permit
+from harness.kept import read_json
 from harness.manifest import make_folder, sync
 from harness.study import StudySpec, read_yaml, validate
 
@@ -49,15 +50,6 @@ def replace(path: Path, content: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file that can be made again; None where it is missing, torn or something else. See `kept.read`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 class RunDirectory:

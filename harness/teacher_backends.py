@@ -17,6 +17,7 @@ from typing import Any, cast, get_args
 import torch
 from torch.nn import functional
 
+from harness import kept
 from harness.errors import ConfigError, TeacherError
 from harness.models import fp8
 from harness.models.signals import Needs, Signals, TrainingBatch
@@ -69,10 +70,10 @@ def settle(
     """
     if not needs or teacher.placement == "divided" or teacher.family.model.training:
         return  # one that ranks gather together, or that drops out as PyTorch draws it, is computed layer by layer
-    kept = ranks.on_main(lambda: _kept(folder, wanted))
-    if kept is not None:
-        ranks.together(lambda: check(kept, device))
-        ranks.together(lambda: teacher.use(kept))
+    before = ranks.on_main(lambda: _begun_with(folder, wanted))
+    if before is not None:
+        ranks.together(lambda: check(before, device))
+        ranks.together(lambda: teacher.use(before))
         compile_all(teacher, needs, first)
         return
     if wanted == "auto":
@@ -123,11 +124,7 @@ def check(wanted: str, device: torch.device) -> None:
 
 def facts(teacher: Teacher, folder: Path) -> dict[str, Any]:
     """For the record: what computed the teacher, and what else was tried."""
-    try:
-        tried = json.loads((folder / FILE).read_text(encoding="utf-8"))["tried"]
-    except (OSError, ValueError, KeyError, TypeError):
-        tried = []
-    return {"backend": teacher.backend, "tried": tried}
+    return {"backend": teacher.backend, "tried": (kept.read_json(folder / FILE) or {}).get("tried", [])}
 
 
 def compare(teacher: Teacher, backend: Backend, expected: Signals, *, batch: TrainingBatch, needs: Needs) -> Tried:
@@ -183,11 +180,8 @@ def _agreed(mine: Tried, ranks: Ranks) -> Tried:
     return Tried(**{**everybodys[0], "obstacle": first})
 
 
-def _kept(folder: Path, wanted: str) -> Backend | None:
+def _begun_with(folder: Path, wanted: str) -> Backend | None:
     """What this trial began with; None where nothing was tried, the file is torn, or something else is wanted now."""
-    try:
-        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        kept = told["backend"] if told["wanted"] == wanted else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return kept if kept in get_args(Backend) else None
+    told = kept.read_json(folder / FILE) or {}
+    backend = told.get("backend") if told.get("wanted") == wanted else None
+    return backend if backend in get_args(Backend) else None

@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Preempted
+from harness import kept
+from harness.errors import CheckpointError, IsoBudgetError, Preempted
 from harness.ranks import Ranks
 
 SIGNS = ".ranks"
@@ -137,9 +138,10 @@ class Watchdog:
         os.replace(temporary, self._sign_file(self._ranks.rank))
 
     def _read(self, rank: int) -> Sign | None:
+        told = kept.read_json(self._sign_file(rank))
         try:
-            return Sign(**json.loads(self._sign_file(rank).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return None if told is None else kept.build(Sign, told, of=self._sign_file(rank))
+        except CheckpointError:
             return None
 
     def _sees_all(self) -> bool:
@@ -238,7 +240,7 @@ def leave(ranks: Ranks, status: Callable[[str], None], remedy: str) -> Callable[
         print(f"isobudget: hang: {found}; {remedy}", file=sys.stderr, flush=True)
         if not ranks.is_main:
             time.sleep(0.5)  # rank 0 writes last, unless it is the one that hangs
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, IsoBudgetError):
             status(found)
         os._exit(Preempted.exit_code)
 

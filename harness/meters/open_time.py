@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from harness import kept
 from harness.budget import Account, Charge, Ledger
 from harness.meters.ticker import Ticker
 from harness.meters.wall_time import WallClock
@@ -42,11 +43,10 @@ class OpenTime:
 
     def _read(self) -> tuple[float, ...]:
         """Of an attempt that was killed; zeros where its note is missing, torn, or older than the ledger's last seconds."""
-        try:
-            found = json.loads(self._file.read_text(encoding="utf-8")) if self._file is not None else {}
-            return tuple(float(found[unit]) for unit in _UNITS) if found["after"] == self._after else (0.0, 0.0)
-        except (OSError, ValueError, TypeError, KeyError):
-            return (0.0, 0.0)
+        found = (kept.read_json(self._file) if self._file is not None else None) or {}
+        amounts = [found.get(unit) for unit in _UNITS]
+        right = [float(amount) for amount in amounts if isinstance(amount, int | float) and 0 <= amount < 1e18]
+        return tuple(right) if len(right) == len(amounts) and found.get("after") == self._after else (0.0, 0.0)
 
     def left_behind(self) -> list[Charge]:
         """What killed attempts had spent since the ledger's last seconds, by their last notes."""

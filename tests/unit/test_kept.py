@@ -255,6 +255,30 @@ def test_fields_that_a_checkpoint_should_not_have_are_named(tmp_path: Path) -> N
         kept.check({**state, "ledger": {**ledger, "postings": -1}}, kept.CheckpointState, of=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", [*WRONG.values(), b'{"moved": "a"}', b'{"second": 1e999, "after": 0}', b'{"backend": [1]}']
+)
+def test_notes_of_ranks_that_are_no_notes_are_taken_for_missing(content: bytes, tmp_path: Path) -> None:
+    """A sign of life, the open time of a killed attempt, the choice of a backend: none may end a run."""
+    from harness.meters.open_time import FILE as OPEN_TIME
+    from harness.meters.open_time import OpenTime
+    from harness.meters.wall_time import WallClock
+    from harness.ranks import Ranks
+    from harness.teacher_backends import FILE as BACKEND
+    from harness.teacher_backends import _begun_with
+    from harness.watchdog import Watchdog
+
+    watchdog = Watchdog(tmp_path, Ranks(), timeout_s=600.0, give_up=pytest.fail)
+    for file in (tmp_path / OPEN_TIME, tmp_path / BACKEND, watchdog._sign_file(0)):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+    ledger = Ledger(Budget(10, Unit.FLOP), charged=frozenset({Account.LOST}))
+    clock = WallClock(counts=True, held=1, started=0.0)
+    assert OpenTime(tmp_path, ledger=ledger, wall=clock, held=1).left_behind() == []
+    assert watchdog._read(0) is None
+    assert _begun_with(tmp_path, "fp8") is None
+
+
 def test_what_can_be_made_again_is_taken_for_missing(tmp_path: Path) -> None:
     for content in WRONG.values():
         (tmp_path / "evaluations.json").write_bytes(content)
