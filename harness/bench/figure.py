@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.bench.breakdown import PARTS
+from harness.bench.table import timed
 
 # Teacher and student in two hues, what serves neither in greys: readable without colour by the order alone.
 COLOURS = {
@@ -21,18 +22,20 @@ def draw(table: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    arms = table["arms"]
+    arms = timed(table)
     figure, axes = pyplot.subplots(figsize=(8, 1.1 + 0.5 * len(arms)), layout="constrained")
     left = [0.0] * len(arms)
+    longest = max((sum(row["breakdown_ms"].values()) for row in arms), default=0.0)
     for part in PARTS:
         widths = [row["breakdown_ms"][part] for row in arms]
-        if max(widths) > 0.005 * max(sum(row["breakdown_ms"].values()) for row in arms):
+        if max(widths, default=0.0) > 0.005 * longest:
             axes.barh([row["name"] for row in arms], widths, left=left, color=COLOURS[part], label=part, height=0.62)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per step, parts run one after the other")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
-    figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")
+    if arms:
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, fontsize="small")
     figure.savefig(path)
     pyplot.close(figure)

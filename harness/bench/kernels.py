@@ -1,7 +1,8 @@
 """The kernels' implementations side by side, beside the floor the hardware sets.
 
 Forward and backward together, implementations taken in turn so that other load hits all alike; percentiles after a
-warm-up. An implementation whose loss or gradient differs from the definition's gets no time. A GPU's floor is the
+warm-up. On a GPU a time is that of calls queued back to back behind other work, between two of the device's events: what
+the host needs to launch them is not in it. An implementation whose loss or gradient differs from the definition's gets no time. A GPU's floor is the
 largest of products over the measured matrix peak, bytes over the measured bandwidth, and exponentials over 16 per clock
 and multiprocessor; without a GPU no floor is claimed.
 """
@@ -11,42 +12,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.bench.peak import measured_bandwidth, measured_peak
-from harness.bench.timing import percentiles, wait
-from harness.kernels.attention_kl import op as attention
-from harness.kernels.relation_kl import op as relation
-from harness.kernels.score_mse import op as score
-from harness.kernels.soft_cross_entropy import op as soft
+from harness.bench import liger
+from harness.bench.peak import SIDE, measured_bandwidth, measured_peak
+from harness.bench.problems import Problem, Work, problems
+from harness.bench.timing import percentiles
+from harness.errors import ConfigError
 
+# Calls between two events, and the products queued before them: milliseconds in which the host gets ahead.
+CALLS, AHEAD = 5, 16
 # A bf16 or fp16 gradient is rounded to a share of 2⁻⁸ before it is summed; fp32 ones differ by the sums' order.
 TOLERANCE = {True: 0.03, False: 1e-4}
 WARM_UP = 3
 EXPONENTIALS_PER_CLOCK = 16
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a problem must cost at least, forward and backward: products, bytes of inputs and gradients, exponentials."""
-
-    flops: float
-    bytes: float
-    exponentials: float = 0.0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A loss at one shape: `run(backend)` returns (loss, gradients)."""
-
-    name: str
-    work: Work
-    backends: tuple[str, ...]
-    run: Callable[[str], tuple[Tensor, list[Tensor]]]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -55,109 +38,6 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     error = float((actual - expected).norm()) / max(float(expected.norm()), 1e-3)
     # Infinite rather than NaN: every comparison with NaN is false, and max() would pass over it.
     return error if math.isfinite(error) else math.inf
-
-
-def with_gradients(loss: Callable[..., Tensor], leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Run forward and backward once."""
-    value = loss(*leaves)
-    return value.detach(), list(torch.autograd.grad(value, leaves))
-
-
-def pairs_problem(
-    kind: str, batch: int, tokens: int, heads: int, sizes: tuple[int, int], dtype: torch.dtype, device: str
-) -> Problem:
-    """relation (three of them: queries, keys and values), attention or scores."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def make(count: int, size: int) -> list[Tensor]:
-        shape = (batch, tokens, heads * size)
-        return [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(count)]
-
-    count = 3 if kind == "relation" else 2
-    students = [x.requires_grad_() for x in make(count, sizes[0])]
-    teachers = make(count, sizes[1])
-
-    def run(backend: str) -> tuple[Tensor, list[Tensor]]:
-        def loss(*leaves: Tensor) -> Tensor:
-            if kind == "relation":
-                losses = [
-                    relation.relation_kl(s, t, heads=heads, backend=backend)  # pyright: ignore[reportArgumentType]
-                    for s, t in zip(leaves, teachers, strict=True)
-                ]
-                return torch.stack(losses).sum()
-            split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (*leaves, *teachers)]
-            function = attention.attention_kl if kind == "attention" else score.score_sse
-            return function(*split, backend=backend)  # pyright: ignore[reportArgumentType]
-
-        return with_gradients(loss, students)
-
-    pairs = 2 * batch * tokens * tokens * heads
-    # Products: student scores, teacher scores, and one per differentiated operand.
-    products = pairs * (sizes[0] * (1 + (1 if kind == "relation" else 2)) + sizes[1])
-    moved = batch * tokens * heads * (2 * sizes[0] + sizes[1]) * students[0].element_size() * count
-    work = Work(
-        products * (3 if kind == "relation" else 1), moved,
-        0.0 if kind == "scores" else pairs * (3 if kind == "relation" else 1),
-    )  # fmt: skip
-    name = f"{kind} B{batch} T{tokens} heads {heads}×{sizes[0]}/{sizes[1]} {str(dtype)[6:]}"
-    return Problem(name, work, ("reference", "eager", *(("triton",) if device == "cuda" else ())), run)
-
-
-def soft_problem(
-    positions: int, vocabulary: int, sizes: tuple[int, int], temperature: float, dtype: torch.dtype, device: str
-) -> Problem:
-    """The soft cross-entropy with labels, through both heads, its weights declared (the reference ignores them)."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def make(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device) / shape[-1] ** 0.25
-
-    leaves = [make(positions, sizes[0]), make(vocabulary, sizes[0]), make(vocabulary)]
-    leaves = [x.to(dtype).requires_grad_() for x in leaves]
-    hidden, weight, bias = (
-        x.to(dtype) for x in (make(positions, sizes[1]), make(vocabulary, sizes[1]), make(vocabulary))
-    )
-    labels = torch.randint(0, vocabulary, (positions,), generator=generator, device=device)
-
-    def run(backend: str) -> tuple[Tensor, list[Tensor]]:
-        def loss(*student: Tensor) -> Tensor:
-            kl, ce = soft.soft_cross_entropy(
-                *student, teacher_hidden_NG=hidden, teacher_weight_VG=weight, teacher_bias_V=bias, labels_N=labels,
-                temperature=temperature, weights=(0.5, 0.5), backend=backend,  # pyright: ignore[reportArgumentType]
-            )  # fmt: skip
-            return 0.5 * kl + 0.5 * ce
-
-        return with_gradients(loss, leaves)
-
-    logits = positions * vocabulary
-    moved = (2 * sum(x.numel() for x in leaves) + hidden.numel() + weight.numel()) * hidden.element_size()
-    exponentials = logits * (2 if temperature == 1 else 3)
-    name = (
-        f"soft targets N{positions} V{vocabulary} H{sizes[0]}/{sizes[1]} temperature {temperature:g} {str(dtype)[6:]}"
-    )
-    work = Work(2 * logits * (3 * sizes[0] + sizes[1]), moved, exponentials)
-    return Problem(name, work, ("reference", "eager", *(("triton",) if device == "cuda" else ())), run)
-
-
-def problems(device: str) -> Iterator[Problem]:
-    """The quickstart's shapes on a CPU, the paper's and PERFORMANCE.md's on a GPU."""
-    if device == "cpu":
-        for batch in (16, 32):
-            yield pairs_problem("relation", batch, 64, 8, (16, 24), torch.float32, device)
-            yield pairs_problem("attention", batch, 64, 4, (32, 48), torch.float32, device)
-            yield pairs_problem("scores", batch, 64, 4, (32, 48), torch.float32, device)
-            yield soft_problem(10 * batch, 4096, (128, 192), 1.0, torch.float32, device)
-            yield soft_problem(10 * batch, 4096, (128, 192), 2.0, torch.float32, device)
-        return
-    for heads, sizes in ((16, (48, 64)), (64, (12, 16)), (12, (64, 64))):
-        yield pairs_problem("relation", 256, 128, heads, sizes, torch.bfloat16, device)
-    yield pairs_problem("relation", 64, 512, 16, (48, 64), torch.bfloat16, device)
-    yield pairs_problem("relation", 256, 128, 16, (48, 64), torch.float16, device)
-    for tokens, batch in ((128, 256), (512, 64)):
-        yield pairs_problem("attention", batch, tokens, 12, (64, 64), torch.bfloat16, device)
-        yield pairs_problem("scores", batch, tokens, 12, (64, 64), torch.bfloat16, device)
-    yield soft_problem(4915, 30522, (768, 1024), 1.0, torch.bfloat16, device)
-    yield soft_problem(4915, 30522, (768, 1024), 2.0, torch.bfloat16, device)
 
 
 def floor_ms(work: Work, hardware: dict[str, float] | None) -> float | None:
@@ -195,16 +75,31 @@ def measure_kernels(device: torch.device, *, only: str, rounds: int) -> dict[str
     """Time every problem whose name contains `only`.
 
     Returns one JSON object: the hardware's bounds and a row per problem and implementation, with `error` against the
-    definition; a wrong implementation has no times.
+    definition and, on a GPU, the memory a call takes beside its inputs (`extra_bytes`); a wrong implementation has no times.
+    `absent` says why another project's kernels are not there.
+
+    Raises:
+        ConfigError: no problem has such a name.
     """
     bounds = hardware_bounds(device)
-    rows = [
-        row
-        for problem in problems(device.type)
-        if only in problem.name
-        for row in _rows(problem, device, bounds, rounds)
-    ]
-    return {"bounds": bounds, "rule": f"{WARM_UP} warm-up rounds, then {rounds} timed, in turns", "rows": rows}
+    rows, names = [], []
+    for problem in problems(device.type):
+        names.append(problem.name)
+        if only in problem.name:
+            rows += _rows(problem, device, bounds, rounds)
+    if not rows:
+        raise ConfigError(
+            f"--kernels {only}",
+            rule="no problem's name contains it",
+            remedy=f"name a part of one of: {'; '.join(names)}",
+        )
+    absent = liger.obstacle(device)
+    return {
+        "bounds": bounds,
+        "rule": f"{WARM_UP} warm-up rounds, then {rounds} timed, in turns",
+        "rows": rows,
+        "absent": {liger.NAME: absent} if absent else {},
+    }
 
 
 def _rows(
@@ -231,12 +126,9 @@ def _rows(
     times: dict[str, list[float]] = {backend: [] for backend, row in rows.items() if row["right"]}
     for number in range(WARM_UP + rounds):
         for backend, seen in times.items():
-            wait(device)
-            begun = time.perf_counter()
-            problem.run(backend)
-            wait(device)
+            seconds = _seconds(partial(problem.run, backend), device)
             if number >= WARM_UP:
-                seen.append(time.perf_counter() - begun)
+                seen.append(seconds)
     for backend, row in rows.items():
         if backend in times:
             row |= percentiles(times[backend])
@@ -248,6 +140,25 @@ def _rows(
     yield from rows.values()
 
 
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: the host's clock on a CPU, the device's own on a GPU."""
+    if device.type != "cuda":
+        begun = time.perf_counter()
+        run()
+        return time.perf_counter() - begun
+    side = torch.zeros(SIDE["cuda"], SIDE["cuda"], dtype=torch.bfloat16, device=device)
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    for _ in range(AHEAD):
+        torch.mm(side, side)
+    begun.record()
+    for _ in range(CALLS):
+        run()
+    ended.record()
+    ended.synchronize()
+    return 1e-3 * begun.elapsed_time(ended) / CALLS
+
+
 def show_kernels(table: dict[str, Any]) -> None:
     """Print one line per problem and implementation."""
     from rich.console import Console
@@ -256,7 +167,7 @@ def show_kernels(table: dict[str, Any]) -> None:
     console = Console()
     for problem in dict.fromkeys(row["problem"] for row in table["rows"]):
         view = Table(title=problem, title_justify="left")
-        for heading in ("backend", "p50, ms", "p20–p80", "faster", "over floor", "error"):
+        for heading in ("backend", "p50, ms", "p20–p80", "faster", "over floor", "memory", "error"):
             view.add_column(heading, justify="left" if heading == "backend" else "right", no_wrap=True)
         for row in (row for row in table["rows"] if row["problem"] == problem):
             times = (
@@ -264,6 +175,9 @@ def show_kernels(table: dict[str, Any]) -> None:
             )
             faster, over = row.get("faster_than_reference"), row.get("over_floor")
             shares = [f"{share:.1f}×" if share else "–" for share in (faster, over)]
-            view.add_row(row["backend"], *times, *shares, f"{row['error']:.0e}")
+            extra = f"{row['extra_bytes'] / 2**20:,.0f} MiB" if "extra_bytes" in row else "–"
+            view.add_row(row["backend"], *times, *shares, extra, f"{row['error']:.0e}")
         console.print(view)
+    for name, why in table["absent"].items():
+        console.print(f"{name}: {why}", highlight=False, markup=False)
     console.print(table["rule"], highlight=False)

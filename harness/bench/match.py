@@ -2,7 +2,8 @@
 
 Runners take turns in rounds, each on the same slice of batches. The first steps of every call are dropped: some build
 their loop anew each time, compilers compile. Afterwards all must have learnt the same, judged by the masked
-cross-entropy of a held-out batch against the plain loop's; whoever did not gets no figure.
+cross-entropy of a held-out batch against one named loop's (`REFERENCE`); whoever did not gets no figure, and nobody gets
+one where that loop is missing. Ours also has to take the definition's first step.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from torch import nn
 
 import harness
 from harness.bench import peers
-from harness.bench.peers import _contest
+from harness.bench.bare import Bare
+from harness.bench.peers import _contest, naive_relations, pytorch_loop
 from harness.bench.timing import percentiles, wait
 from harness.data.batch import Batch
+from harness.errors import ConfigError
 from harness.models.configs import auto_model
 from harness.models.teacher import resolve
 from harness.study import ArmSpec
@@ -36,6 +39,12 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, str | dict[str, Any]] = {
     "mlm": "mlm",
     "soft_targets": {"name": "soft_targets", "temperature": _contest.TEMPERATURE, "alpha": _contest.ALPHA},
+}
+# Whose held-out loss is the truth: the simplest loop that computes the objective.
+REFERENCE = {
+    "mlm": pytorch_loop.NAME,
+    "soft_targets": pytorch_loop.NAME,
+    "minilmv2": naive_relations.NAME,
 }
 MOST_RELATION_HEADS = 48
 OURS = "isobudget"
@@ -70,9 +79,26 @@ class Ours:
 def contend(conductor: Conductor, *, steps: int) -> dict[str, Any]:
     """Time about `steps` steps of ours and of every peer, objective by objective.
 
+    Raises ConfigError where the global batch is not one micro-batch, or the student has dropout.
+
     Returns {objective: [row, …]} and the rule; a row has the name, its version, p20/50/80, tokens/s, its step over ours,
     the held-out loss, and `ok`; a peer that is not installed or failed has `why` instead of times.
     """
+    setting = conductor.setting
+    sequences = setting.study.batch.sequences
+    micro = setting.ds_config.micro_batch(sequences=sequences, world=1)
+    if micro != sequences:
+        raise ConfigError(
+            f"--peers with batch.sequences {sequences} in micro-batches of {micro}",
+            rule="every loop takes the global batch as one micro-batch",
+            remedy=f"--set batch.sequences={micro}, or a ds_config whose train_micro_batch_size_per_gpu is {sequences}",
+        )
+    if dropout := setting.study.student.dropout:
+        raise ConfigError(
+            f"--peers with student.dropout {dropout:g}",
+            rule="loops draw other masks, so nothing could tell which is wrong",
+            remedy="--set student.dropout=0",
+        )
     objectives = dict(OBJECTIVES)
     arms = conductor.setting.arms.values()
     if teacher := next((arm.teacher for arm in arms if arm.teacher is not None), None):
@@ -81,7 +107,8 @@ def contend(conductor: Conductor, *, steps: int) -> dict[str, Any]:
         objectives["minilmv2"] = {"name": "minilmv2", "relation_heads": heads}
     return {
         "rule": f"{ROUNDS} rounds in turns; the first {DROPPED} steps of each call are dropped; "
-        "no figure unless the held-out loss agrees with the plain loop's",
+        "no figure unless the held-out loss agrees with the reference's: "
+        + "; ".join(f"{k}: {v}" for k, v in REFERENCE.items()),
         "objectives": {
             name: _match(conductor, name, objective, steps=steps)
             for name, objective in objectives.items()
@@ -95,15 +122,13 @@ def _match(conductor: Conductor, objective: str, given: Any, *, steps: int) -> l
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(conductor, arm, Path(folder))
         trial = ours._trial
-        if trial.engine.accumulation > 1:
-            ours.close()
-            raise ValueError("a contest needs the global batch to be one micro-batch")
         device = trial.engine.device
         per_round = DROPPED + max(1, -(-steps // ROUNDS))
         batches = [trial.stream.step(i)[0].to(device) for i in range(ROUNDS * per_round + 1)]
         contest = _contest_of(conductor, arm, trial, device)
         runners: dict[str, Any] = {OURS: ours}
         rows: dict[str, dict[str, Any]] = {OURS: {"name": OURS, "version": harness.__version__}}
+        _, wrong = Bare(conductor, arm, trial).check(batches[0])
         for peer in peers.discover():
             if objective in peer.OBJECTIVES:
                 rows[peer.NAME] = {"name": peer.NAME, "version": _version(peer)}
@@ -127,24 +152,31 @@ def _match(conductor: Conductor, objective: str, given: Any, *, steps: int) -> l
         for name, runner in runners.items():
             rows[name]["held_out_loss"] = _contest.held_out_loss(runner.model, batches[-1])
         ours.close()
+    if wrong is not None:
+        rows[OURS]["why"] = wrong
     tokens = batches[0].token_count
-    _judge(rows, times, tokens=tokens, tolerance=AGREEMENT["half" if contest.half else "fp32"])
+    tolerance = AGREEMENT["half" if contest.half else "fp32"]
+    _judge(rows, times, tokens=tokens, tolerance=tolerance, reference=REFERENCE[objective])
     return list(rows.values())
 
 
-def _judge(rows: dict[str, dict[str, Any]], times: dict[str, list[float]], *, tokens: float, tolerance: float) -> None:
-    """Give times to every row whose loss agrees with the independent loop's, ours included."""
-    reference = next((row for name, row in rows.items() if name != OURS and "held_out_loss" in row), None)
+def _judge(
+    rows: dict[str, dict[str, Any]], times: dict[str, list[float]], *, tokens: float, tolerance: float, reference: str
+) -> None:
+    """Give times to every row whose loss agrees with the reference's, ours included; to none where that has no loss."""
+    expected = rows.get(reference, {}).get("held_out_loss")
     for name, row in rows.items():
-        if "held_out_loss" not in row or reference is None:
+        if "held_out_loss" not in row or "why" in row:
             continue
-        expected = reference["held_out_loss"]
+        if expected is None:
+            row["why"] = f"nothing to hold its loss against: {reference} did not run"
+            continue
         row["ok"] = abs(row["held_out_loss"] - expected) <= tolerance * abs(expected)
         if row["ok"]:
             row["step"] = percentiles(times[name])
             row["tokens_per_s"] = tokens / (row["step"]["p50_ms"] * 1e-3)
         else:
-            row["why"] = f"its loss {row['held_out_loss']:.4f} is not the plain loop's {expected:.4f}"
+            row["why"] = f"its loss {row['held_out_loss']:.4f} is not {reference}'s {expected:.4f}"
     ours = rows[OURS].get("step")
     for row in rows.values():
         if ours and "step" in row:

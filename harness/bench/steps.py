@@ -1,39 +1,42 @@
 """What a step of every arm takes: engine, bare PyTorch and their parts, arms taking turns.
 
 All arms step in rounds, and in each round the engine's step and a bare PyTorch step of the same student, objective
-and batches follow each other, so a machine whose speed drifts drifts for all alike.
+and batches follow each other, so a machine whose speed drifts drifts for all alike. What comes in bursts (stalls, the
+posting of what was measured) is timed afterwards, over consecutive steps of one arm at a time, as means.
+An arm whose first step is not the definition's gets no figure.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from harness.bench.bare import Bare
 from harness.bench.breakdown import breakdown
+from harness.bench.check import Distance
 from harness.bench.peak import measured_link, measured_peak, memory_in_use
 from harness.bench.timing import WARM_UP, percentiles, wait
-from harness.budget import Account
+from harness.budget import Account, Charge, Ledger
+from harness.data.prefetch import DEPTH
 from harness.data.stream import prefetched
 from harness.environment import versions
 from harness.hardware import describe
-from harness.kernels.backend import choices
-from harness.models.signals import Signals
+from harness.kernels.backend import choices, forget
+from harness.meters.measured import POSTING_STEPS
 from harness.models.teacher import Teacher
-from harness.trainee import Trainee, parameter_groups
 from harness.units import Unit
 
 if TYPE_CHECKING:
     from harness.conduct import Conductor
     from harness.setting import ArmSetting
-    from harness.train import Trial
 
 BREAKDOWN_STEPS = 5
+# Whole periods of posting; before them, what was prefetched while the arm stood still is used up.
+STEADY_STEPS = 2 * POSTING_STEPS
 
 
 class Contender:
@@ -44,11 +47,16 @@ class Contender:
         folder.mkdir()
         self.trial = conductor.trial(arm, 0, folder, lambda: False)
         cleanup.callback(self.trial.engine.close)
+        self.trial.ledger = _larger(self.trial.ledger, folder / "bench.jsonl" if conductor.ranks.is_main else None)
+        cleanup.callback(self.trial.ledger.close)
         self.trial.engine.set_learning_rate(1e-6, active=self.trial.groups.active[0])
+        bare = Bare(conductor, arm, self.trial)
+        self.away, found = bare.check(self.trial.stream.step(0)[0].to(self.trial.engine.device))
+        self.why: str | None = next(filter(None, conductor.ranks.gather(found)), None)
+        self.bare = bare if conductor.ranks.world == 1 else None
         self.batches = prefetched(self.trial.stream, 0, self.trial.engine.device)
         cleanup.callback(self.batches.close)
-        self.bare = _bare_stepper(conductor, arm, self.trial) if conductor.ranks.world == 1 else None
-        self.times: dict[str, list[float]] = {"step": [], "bare": [], "input stall": [], "bookkeeping": []}
+        self.times: dict[str, list[float]] = {"step": [], "bare": []}
 
     def round(self, *, keep: bool) -> None:
         """One engine step and one bare step on the same batches."""
@@ -56,26 +64,50 @@ class Contender:
         wait(device)
         begun = time.perf_counter()
         batches = next(self.batches)
-        waited = time.perf_counter() - begun
         self.trial._step(batches, 0)
         wait(device)
         elapsed = time.perf_counter() - begun
-        booked = self._bookkeeping()
-        bare = self.bare(batches) if self.bare else 0.0
+        self._book()
+        bare = self.bare.step(batches) if self.bare else 0.0
         if keep:
-            seen = {"step": elapsed, "bare": bare, "input stall": waited, "bookkeeping": booked}
-            for name, seconds in seen.items():
-                self.times[name].append(seconds)
+            self.times["step"].append(elapsed)
+            self.times["bare"].append(bare)
 
-    def _bookkeeping(self) -> float:
+    def steady(self) -> dict[str, float]:
+        """Shares of the time of consecutive steps that went into waiting for batches and into meters and ledger."""
+        waited = booked = total = 0.0
+        for number in range(DEPTH + STEADY_STEPS):
+            begun = time.perf_counter()
+            batches = next(self.batches)
+            got = time.perf_counter()
+            self.trial._step(batches, 0)
+            wait(self.trial.engine.device)
+            stepped = time.perf_counter()
+            self._book()
+            if number >= DEPTH:
+                ended = time.perf_counter()
+                waited, booked, total = waited + got - begun, booked + ended - stepped, total + ended - begun
+        return {"input_stall": waited / total, "bookkeeping": booked / total}
+
+    def _book(self) -> None:
         """What the loop does beside the step: predict, ask the ledger, post and write."""
         trial = self.trial
-        begun = time.perf_counter()
-        expected = [charge for meter in trial.meters for charge in meter.next_step(0)]
+        expected = self.expected()
         trial.ledger.affords(expected)
         trial.ledger.price(expected)
         trial.ledger.post((c for meter in trial.meters for c in meter.drain(0)), step=0)
-        return time.perf_counter() - begun
+
+    def expected(self) -> list[Charge]:
+        """What the meters say the next step will cost."""
+        return [charge for meter in self.trial.meters for charge in meter.next_step(0)]
+
+    def tokens_per_run(self) -> int | None:
+        """What the budget buys of this arm; None where it is measured and nobody can know."""
+        ledger = self.arm.ledger()
+        if not ledger.budget.unit.deterministic:
+            return None
+        left = ledger.budget.limit - ledger.price(self.arm.upfront())
+        return int(left // ledger.price(self.expected())) * self.trial.stream.tokens_per_step
 
 
 def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
@@ -83,18 +115,23 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
 
     Returns one JSON object: machine, versions, the measured peak of a matrix product, and per arm the step's
     percentiles, tokens/s, algorithmic FLOP/s, MFU, its parts, the engine's step over the bare one, and the step's
-    time over the from-scratch arm's against the same ratio in FLOPs.
+    time over the from-scratch arm's against the same ratio in FLOPs; `check` says how far its first step was from the
+    definition's, and an arm for which that is too far has `why` and nothing else.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as cleanup:
         contenders = [
             Contender(conductor, arm, Path(folder) / name, cleanup) for name, arm in conductor.setting.arms.items()
         ]
         device = contenders[0].trial.engine.device
+        right = [contender for contender in contenders if contender.why is None]
+        forget()  # the definitions, which ran for the check
         for step in range(WARM_UP + steps):
-            for contender in contenders:
+            for contender in right:
                 contender.round(keep=step >= WARM_UP)
         peak = measured_peak(device, half=conductor.setting.ds_config.precision != "fp32")
-        arms = [_row(c, peak=peak["flop_per_s"] * conductor.ranks.world) for c in contenders]
+        arms = [
+            _row(c, peak=peak["flop_per_s"] * conductor.ranks.world) if c.why is None else _red(c) for c in contenders
+        ]
         memory = memory_in_use(device)
         link = measured_link(device, ranks=conductor.ranks.world)
     _over_scratch(arms, {name: arm.plan().needs_teacher for name, arm in conductor.setting.arms.items()})
@@ -105,7 +142,8 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
         "world_size": conductor.ranks.world,
         "precision": conductor.setting.ds_config.precision,
         "zero_stage": conductor.setting.ds_config.stage,
-        "rule": f"{WARM_UP} warm-up rounds, then {steps} timed; arms, and in each the engine and a bare loop, take turns",
+        "rule": f"{WARM_UP} warm-up rounds, then {steps} timed; arms, and in each the engine and a bare loop, take turns; "
+        f"stalls and meters are means over {STEADY_STEPS} consecutive steps",
         "peak": peak,
         "memory": memory,
         "link": link,
@@ -114,9 +152,22 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
     }
 
 
+def _larger(ledger: Ledger, path: Path | None) -> Ledger:
+    """A ledger of the same kind for as many steps as are timed, which a small budget may not pay."""
+    return Ledger(replace(ledger.budget, limit=1_000_000 * ledger.budget.limit), charged=ledger.charged, path=path)
+
+
+def _red(contender: Contender) -> dict[str, Any]:
+    return {"name": contender.arm.arm.name, "check": _told(contender.away), "why": contender.why}
+
+
+def _told(away: Distance) -> dict[str, float]:
+    return {"loss": away.loss, "gradient": away.gradient}
+
+
 def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
     trial, times = contender.trial, contender.times
-    charges = [c for meter in trial.meters for c in meter.next_step(0) if c.unit is Unit.FLOP]
+    charges = [c for c in contender.expected() if c.unit is Unit.FLOP]
     flop = sum(c.amount for c in charges)
     step = percentiles(times["step"])
     seconds = step["p50_ms"] * 1e-3
@@ -126,6 +177,7 @@ def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
     alone = sum(ms for part, ms in parts.items() if part not in ("data", "teacher"))
     row = {
         "name": contender.arm.arm.name,
+        "check": _told(contender.away),
         "parameters": sum(p.numel() for p in trial.trainee.student.parameters()),
         "step": step,
         "breakdown_ms": parts,
@@ -136,8 +188,8 @@ def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
         "teacher_mfu": asked / (1e-3 * parts["teacher"]) / peak if asked else None,
         "student_mfu": (flop - asked) / (1e-3 * alone) / peak,
         "teacher_backend": trial.teacher.backend if isinstance(trial.teacher, Teacher) else None,
-        "input_stall": percentiles(times["input stall"])["p50_ms"] / step["p50_ms"],
-        "bookkeeping": percentiles(times["bookkeeping"])["p50_ms"] / step["p50_ms"],
+        **contender.steady(),
+        "tokens_per_run": contender.tokens_per_run(),
         "micro_batch": trial.engine.micro_batch,
         "accumulation": trial.engine.accumulation,
         "trained_parameters": sum(p.numel() for group in trial.groups.groups for p in group["params"]),
@@ -150,6 +202,7 @@ def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
 
 def _over_scratch(rows: list[dict[str, Any]], taught: dict[str, bool]) -> None:
     """Each distilled arm's step over the first from-scratch arm's, in time and in FLOPs."""
+    rows = [row for row in rows if "step" in row]
     scratch = next((row for row in rows if not taught[row["name"]]), None)
     if scratch is None:
         return
@@ -160,34 +213,3 @@ def _over_scratch(rows: list[dict[str, Any]], taught: dict[str, bool]) -> None:
             row["over_scratch"] = {
                 "against": scratch["name"], "time": time_ratio, "flop": flop_ratio, "time_over_flop": time_ratio / flop_ratio,
             }  # fmt: skip
-
-
-def _bare_stepper(conductor: Conductor, arm: ArmSetting, trial: Trial) -> Callable[[Any], float]:
-    """The same step without DeepSpeed: forward, backward, clip, AdamW; returns its seconds."""
-    device = trial.engine.device
-    trainee = Trainee(arm.student(seed=0), arm.shape, arm.plan())
-    groups = parameter_groups(trainee, arm.teacher.shape if arm.teacher else None, arm.study.optimizer)
-    trainee.to(device)
-    optimizer = torch.optim.AdamW(
-        groups.groups, lr=1e-6, betas=arm.study.optimizer.betas, eps=arm.study.optimizer.eps, fused=True
-    )
-    trained = [p for group in groups.groups for p in group["params"]]
-    needs = trial.trainee.plan.teacher_needs(0)
-    half = conductor.setting.ds_config.precision != "fp32"
-
-    def step(batches: Any) -> float:
-        wait(device)
-        begun = time.perf_counter()
-        for batch in batches:
-            signals = trial.teacher(batch, needs) if trial.teacher is not None else Signals()
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-                loss = trainee(batch, signals, 0)["total"] / len(batches)
-            loss.backward()
-        if arm.study.optimizer.clip is not None:
-            torch.nn.utils.clip_grad_norm_(trained, arm.study.optimizer.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        wait(device)
-        return time.perf_counter() - begun
-
-    return step

@@ -21,16 +21,19 @@ def show(table: dict[str, Any]) -> None:
         title_justify="left",
     )
     view.add_column("", no_wrap=True)
-    for row in table["arms"]:
+    right = timed(table)
+    for row in right:
         view.add_column(row["name"], justify="right", overflow="fold")
     for label, cell in _LINES:
-        view.add_row(label, *(cell(row) for row in table["arms"]))
+        view.add_row(label, *(cell(row) for row in right))
     view.add_section()
     for part in PARTS:
-        view.add_row(part, *(f"{row['breakdown_ms'][part]:.1f} ms" for row in table["arms"]))
+        view.add_row(part, *(f"{row['breakdown_ms'][part]:.1f} ms" for row in right))
     console.print(view)
     peak, memory = table["peak"], table["memory"]
     lines = [
+        *(f"{row['name']}: no figures, {row['why']}" for row in table["arms"] if "why" in row),
+        *_against(table),
         table["rule"],
         f"MFU over {peak['flop_per_s'] / 1e9:,.0f} GFLOP/s: {peak['of']}",
         f"memory {memory['bytes'] / 2**20:,.0f} MiB: {memory['of']}",
@@ -41,10 +44,15 @@ def show(table: dict[str, Any]) -> None:
         console.print(line, highlight=False, markup=False)
 
 
+def timed(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arms that have figures: those whose first step was the definition's."""
+    return [row for row in table["arms"] if "step" in row]
+
+
 def write_csv(table: dict[str, Any], path: Path) -> None:
-    """One line per arm; times in milliseconds."""
+    """One line per arm that has figures; times in milliseconds."""
     rows = []
-    for row in table["arms"]:
+    for row in timed(table):
         over = row.get("over_scratch", {})
         rows.append(
             {
@@ -58,9 +66,19 @@ def write_csv(table: dict[str, Any], path: Path) -> None:
             }
         )  # fmt: skip
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["arm"])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _against(table: dict[str, Any]) -> list[str]:
+    if "against" not in table:
+        return []
+    earlier, ranks = table["against"], table["world_size"]
+    return [
+        f"{name}: {share:.1%} of the tokens/s per rank on {earlier['ranks']} ranks, now {ranks}"
+        for name, share in earlier["efficiency"].items()
+    ]
 
 
 def _over(row: dict[str, Any], unit: str) -> str:
@@ -81,4 +99,6 @@ _LINES: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("engine / bare", lambda row: f"{row['engine_over_bare']:.2f}×" if "engine_over_bare" in row else "–"),
     ("input stall", lambda row: f"{row['input_stall']:.2%}"),
     ("meters and ledger", lambda row: f"{row['bookkeeping']:.2%}"),
+    ("off the definition: loss", lambda row: f"{row['check']['loss']:.0e}"),
+    ("off the definition: gradient", lambda row: f"{row['check']['gradient']:.0e}"),
 )
