@@ -27,6 +27,7 @@ def keep_trunk(trial: Trial) -> None:
 def save(trial: Trial, place: str = "checkpoints") -> None:
     watchdog.beat(f"the checkpoint of step {trial.progress.step}", patience=SAVING_PATIENCE)
     trial.post_measured()
+    trial.updates.read(trial.progress)
     trial.progress.energy = trial.measured.energy.tally.state()
     state = {
         "ledger": trial.ledger.state(), "progress": vars(trial.progress), "identity": trial.identity,

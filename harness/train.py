@@ -33,9 +33,8 @@ from harness.study import ScheduleSpec
 from harness.teacher_cache.shards import RememberedTeacher
 from harness.trainee import Groups, Trainee
 from harness.units import Unit
+from harness.updates import MAX_SKIPPED_IN_A_ROW, Updates, diverged
 
-# A diverged run skips every step; a healthy fp16 run skips a few while its loss scale settles.
-MAX_SKIPPED_IN_A_ROW = 25
 LOG_POINTS = 120
 
 
@@ -101,6 +100,7 @@ class Trial:
     watcher: Watcher | None = None
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
+    updates: Updates = field(default_factory=Updates)
     follow: Callable[[dict[str, Any]], None] | None = None
     lookahead: Lookahead | None = None
     executed: list[int] | None = None
@@ -118,7 +118,7 @@ class Trial:
 
         Raises:
             ConfigError: the budget does not pay for a single step.
-            NumericError: too many steps in a row had non-finite gradients.
+            NumericError: too many steps in a row had non-finite gradients (see `harness.updates` for how late it comes).
             Preempted: a signal asked to stop; a checkpoint was saved.
         """
         self.measured.begin()
@@ -186,6 +186,8 @@ class Trial:
                 remedy="raise the budget",
             )
         interruption.keep_trunk(self)  # where no step was left for the cooldown
+        self.updates.read(self.progress)
+        self._give_up_if_diverged()
         self.measured.energy.settle()
         self.post_measured()
         self.progress.seconds = time.monotonic() - started
@@ -206,7 +208,7 @@ class Trial:
         """
         needs = self.trainee.plan.teacher_needs(phase)
         following = [*batches[1:], *(then or [])[:1]]
-        applied = True
+        applied: bool | torch.Tensor = True
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
             self._pace(start=True)
@@ -224,16 +226,12 @@ class Trial:
             for name, value in terms.items():
                 share = value.detach() / len(batches)
                 sums[name] = sums[name] + share if name in sums else share
-        if applied:
-            self.progress.skipped_in_a_row = 0
-        else:
-            self.progress.skipped += 1
-            self.progress.skipped_in_a_row += 1
+        self.updates.note(applied, self.progress)
         return sums
 
     def _give_up_if_diverged(self) -> None:
         """Called after the step was posted: what was attempted is paid."""
-        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        if diverged(self.progress):
             raise NumericError(
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite gradient (now step {self.progress.step})",
                 rule="training has diverged", remedy="lower optimizer.lr or change the precision",

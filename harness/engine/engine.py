@@ -21,10 +21,20 @@ from harness.ranks import Ranks
 from harness.unpickling import refuse_programs, tensors_only
 
 
+def decides_on_device(device: torch.device) -> bool:
+    """Whether an update is skipped by a flag the host does not wait for: on a CPU there is nothing to wait for."""
+    return device.type == "cuda"
+
+
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that can be told to let one step pass: ZeRO-0 in fp32 applies non-finite gradients unaided."""
+    """AdamW that can be told to let one step pass: ZeRO-0 in fp32 applies non-finite gradients unaided.
+
+    `let_pass` tells it from the host, once. `found_inf`, 1 or 0 on the weights' device, tells the fused kernel there:
+    at 1 it leaves weights, moments and the count of steps as they are.
+    """
 
     let_pass = False
+    found_inf: torch.Tensor | None = None
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         if not self.let_pass:
@@ -63,6 +73,7 @@ class Engine:
         self._trained = [p for group in groups for p in group["params"]]
         fused = not config.tree.get("zero_optimization", {}).get("offload_optimizer")
         self._client = GuardedAdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+        self._device_decides = self._guards_itself and fused and decides_on_device(self.device)
         try:
             self._ds, *_ = deepspeed.initialize(
                 model=module.to(self.device), optimizer=self._client, config=resolved, dist_init_required=False
@@ -116,25 +127,31 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         self._ds.backward(loss)
 
-    def step(self) -> bool:
+    def step(self) -> bool | torch.Tensor:
         """End a micro-batch; at the accumulation boundary update the weights.
 
         Returns False when the boundary's update was skipped because a gradient was not finite, on any
-        rank: gradients are reduced before the check, so all ranks decide alike.
+        rank: gradients are reduced before the check, so all ranks decide alike. Where the device decides, the
+        flag is on it, and reading it waits for the step to end.
         """
         boundary = self._ds.is_gradient_accumulation_boundary()
-        applied = True
-        if boundary and self._guards_itself:
-            gradients = [p.grad for p in self._trained if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            applied = bool(torch.isfinite(norm))
-            if not applied:
-                self._client.let_pass = True
-            elif self._clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
+        applied = self._guarded() if boundary and self._guards_itself else True
         self._ds.step()
         if boundary and not self._guards_itself:
             applied = bool(self._ds.was_step_applied())
+        return applied
+
+    def _guarded(self) -> bool | torch.Tensor:
+        """Clip the gradients, or have the coming update skipped where one is not finite."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        finite = torch.isfinite(norm)
+        applied = finite if self._device_decides else bool(finite)
+        if isinstance(applied, torch.Tensor):
+            self._client.found_inf = (~applied).float()
+        else:
+            self._client.let_pass = not applied
+        if self._clip is not None and applied is not False:
+            torch.nn.utils.clip_grads_with_norm_(self._trained, self._clip, norm)
         return applied
 
     def evaluate(self, *args: Any) -> dict[str, torch.Tensor]:
