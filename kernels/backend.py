@@ -6,6 +6,7 @@ definition in plain autograd. A kernel changes time and memory, never the loss a
 
 from __future__ import annotations
 
+import functools
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,11 +25,35 @@ _flop: dict[str, int] = {}
 
 # Two float32 score tiles of 128 × 128 are 128 KiB, half of an SM's registers: the longest sequence of one tile.
 TILE = 128
+# The widest head of a sequence in one tile: beyond it operands do not fit shared memory, the smaller one of small GPUs.
+TILE_HEAD_SIZE, SMALL_TILE_HEAD_SIZE = 128, 64
 # Older Triton's compiler gives up on one tile's kernel for Blackwell: 3.6.0 and 3.7.1 do, 3.8.0 and 3.9.0 compile it.
+# The kernels over blocks compile everywhere.
 BLACKWELL, COMPILES_FOR_BLACKWELL = (10, 0), (3, 8)
 
 # tl.dot's tiles are at least 16 wide, and beyond 256 numbers per head a tile no longer fits on the chip.
 MAX_HEAD_SIZE = 256
+# What one block may have of an SM's shared memory: 163 KiB and more on A100, H100 and B200, 99 KiB on A10, L4, L40S and
+# the 3090, 4090 and 5090, where wide heads take smaller steps and no tile. Compiled for either (tests/kernels/ahead_of_time.py).
+ROOMY_BYTES, LEAST_BYTES = 160 << 10, 99 << 10
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What of a GPU decides how a kernel is launched there; shared_bytes: what one block may have."""
+
+    capability: tuple[int, int]
+    shared_bytes: int
+
+
+def gpu_of(tensor: Tensor) -> Gpu | None:
+    """The tensor's GPU; None on a CPU, where kernels are interpreted and everything fits."""
+    if not tensor.is_cuda:
+        return None
+    found = torch.cuda.get_device_properties(tensor.device)
+    # AMD's properties have no such limit above the plain one.
+    shared = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
+    return Gpu((found.major, found.minor), shared)
 
 
 @dataclass(frozen=True)
@@ -116,28 +141,60 @@ def choose(backend: Backend, tensor: Tensor, *, refusal: str | None = None) -> C
     return Choice("triton", "half precision on a GPU") if obstacle is None else Choice("eager", obstacle)
 
 
-def tile_refusal(*heads: Tensor) -> str | None:
-    """Why the Triton tiles cannot take these (…, d) heads of student and teacher; None when they can."""
-    size = max(x.shape[-1] for x in heads)
+def kernel_dtype(*student: Tensor) -> torch.dtype:
+    """What the kernels take the student's tensors as: autocast's type where it is on, as its own products would."""
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in student))
+    device = student[0].device.type
+    autocast = dtype == torch.float32 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else dtype
+
+
+def head_choice(
+    backend: Backend, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], *, refusal: str | None = None
+) -> Choice:
+    """What runs for these (…, T, d) heads, which the Triton kernels take as `kernel_dtype` of the student; see `choose`.
+
+    The teacher, a constant, is cast to it too, unless it has more bytes a number: a float32 teacher is not rounded.
+    """
+    dtype = kernel_dtype(*student)
+    refusal = refusal or _head_refusal(student, teacher, dtype)
+    return choose(backend, student[0].new_empty(0, dtype=dtype), refusal=refusal)
+
+
+def _head_refusal(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], dtype: torch.dtype) -> str | None:
+    size = max(x.shape[-1] for x in (*student, *teacher))
     if size > MAX_HEAD_SIZE:
         return f"heads of {size} numbers do not fit on the chip (at most {MAX_HEAD_SIZE})"
-    types = sorted({str(x.dtype).removeprefix("torch.") for x in heads})
-    if len(types) > 1:
-        return f"student and teacher differ in type ({' and '.join(types)})"
-    return _compiler_refusal(heads[0])
+    theirs = max((x.dtype for x in teacher), key=lambda each: each.itemsize)
+    if theirs.itemsize > dtype.itemsize:
+        names = sorted(str(each).removeprefix("torch.") for each in (dtype, theirs))
+        return f"student and teacher differ in type ({' and '.join(names)})"
+    gpu = gpu_of(student[0])
+    if gpu is not None and gpu.shared_bytes < LEAST_BYTES:
+        return f"a block has {gpu.shared_bytes >> 10} KiB of shared memory here; the kernels take {LEAST_BYTES >> 10}"
+    return None
 
 
-def _compiler_refusal(head: Tensor) -> str | None:
-    """Why the installed Triton cannot compile what these (…, T, d) heads need; None when it can."""
-    if head.shape[-2] > TILE or not head.is_cuda or torch.cuda.get_device_capability(head.device) < BLACKWELL:
-        return None
-    try:
-        import triton
-    except ImportError:
-        return None  # the choice has a better reason for that
-    if tuple(int(number) for number in triton.__version__.split(".")[:2]) >= COMPILES_FOR_BLACKWELL:
-        return None
-    return f"triton {triton.__version__} does not compile it for Blackwell; 3.8 does"
+def one_tile(student: Tensor, teacher: Tensor) -> bool:
+    """Whether a sequence of these (…, T, d) heads is one tile of one program, and not several blocks."""
+    widest = TILE_HEAD_SIZE if roomy(student) else SMALL_TILE_HEAD_SIZE
+    if student.shape[-2] > TILE or max(student.shape[-1], teacher.shape[-1]) > widest:
+        return False
+    gpu = gpu_of(student)
+    return gpu is None or gpu.capability < BLACKWELL or _triton_version() >= COMPILES_FOR_BLACKWELL
+
+
+def roomy(tensor: Tensor) -> bool:
+    """Whether a block has the shared memory of the large GPUs."""
+    gpu = gpu_of(tensor)
+    return gpu is None or gpu.shared_bytes >= ROOMY_BYTES
+
+
+def _triton_version() -> tuple[int, int]:
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def differentiated(*tensors: Tensor | None) -> tuple[Any, ...]:

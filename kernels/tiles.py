@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import TILE, on_device
+from .backend import on_device, one_tile, roomy
 
 LOG2E = 1.4426950408889634
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -112,8 +112,13 @@ def scale_gradient(
 
 
 def scaled(source: Tensor, grad: Tensor, lengths_B: Tensor | None, tokens: int, factor: float) -> Tensor:
-    """source · grad · factor / length (`tokens` without lengths), in source's layout, whose sequences are dense."""
-    target, count = torch.empty_like(source), source[:1].numel()
+    """source · grad · factor / length (`tokens` without lengths), in source's layout, whose sequences are dense.
+
+    In the place of `source`, the kept gradient, unless the graph is kept for another backward: a second copy of the
+    gradients of all relations would double what the loss needs at its peak.
+    """
+    again = torch._C._autograd._get_current_graph_task_keep_graph()
+    target, count = torch.empty_like(source) if again else source, source[:1].numel()
     lengths = source if lengths_B is None else lengths_B
     grid = (triton.cdiv(count, 4096), len(source))
     with on_device(source):
@@ -151,24 +156,26 @@ def head_constants(student: Tensor, teacher: Tensor, lengths_B: Tensor | None, *
     }
 
 
-def tile_options(tokens: int, constants: dict[str, Any]) -> dict[str, Any] | None:
-    """Launch options of a one-tile kernel; None when the sequence or its heads need several blocks.
+def tile_options(student: Tensor, teacher: Tensor, constants: dict[str, Any]) -> dict[str, Any] | None:
+    """Launch options of a one-tile kernel for these (…, T, d) heads; None when they go over blocks.
 
     Warps grow with the tile so that a thread holds at most 64 numbers of each of its two score tiles.
     """
-    if tokens > TILE or max(constants["PADDED_S"], constants["PADDED_T"]) > 128:
+    if not one_tile(student, teacher):
         return None
+    tokens = student.shape[-2]
     block = max(16, triton.next_power_of_2(tokens))
     full = tokens == block and not constants["HAS_LENGTHS"]
     return {"BLOCK": block, "FULL": full, "num_warps": {16: 1, 32: 1, 64: 4, 128: 8}[block], **FUSED, **constants}
 
 
-def block_options(tokens: int, constants: dict[str, Any]) -> dict[str, Any]:
+def block_options(student: Tensor, constants: dict[str, Any]) -> dict[str, Any]:
     """Launch options of a kernel over blocks: wide heads get smaller blocks, so that operands fit shared memory."""
-    width = max(constants["PADDED_S"], constants["PADDED_T"])
+    width, tokens = max(constants["PADDED_S"], constants["PADDED_T"]), student.shape[-2]
     if width <= 64:
         sizes = {"BLOCK": 128, "STEP": 64, "num_warps": 8}
     else:
-        sizes = {"BLOCK": 64, "STEP": 64 if width <= 128 else 32, "num_warps": 4}
+        step = (64 if width <= 128 else 32) // (1 if roomy(student) else 2)
+        sizes = {"BLOCK": 64, "STEP": step, "num_warps": 4}
     full = tokens % sizes["BLOCK"] == 0 and not constants["HAS_LENGTHS"]
     return {**sizes, "FULL": full, **FUSED, **constants}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import TILE, Backend, Choice, choose, ran, register_pairs, tile_refusal
+from ..backend import Backend, Choice, head_choice, kernel_dtype, one_tile, ran, register_pairs
 from . import eager, reference
 
 
@@ -23,14 +23,16 @@ def attention_kl(
     if choice.backend == "triton":
         from . import triton_kernel
 
+        dtype = kernel_dtype(q_s, k_s)
+        q_s, k_s, q_t, k_t = (x.to(dtype) for x in (q_s, k_s, q_t, k_t))
         student, teacher = ((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]) for q in (q_s, q_t))
-        register_pairs("attention_kl", student, teacher, with_gradient=(3, 1) if q_s.shape[2] <= TILE else (5, 3))
+        register_pairs("attention_kl", student, teacher, with_gradient=(3, 1) if one_tile(q_s, q_t) else (5, 3))
         return triton_kernel.attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
     module = eager if choice.backend == "eager" else reference
     return module.attention_kl(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
 
 
 def chosen(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, *, backend: Backend = "auto") -> Choice:
-    """What `attention_kl` runs for tensors of these shapes, types and device, and why; see `backend.choose`."""
+    """What `attention_kl` runs for tensors of these shapes, types and device, and why; see `backend.head_choice`."""
     reference.check_heads(q_s, k_s, q_t, k_t)
-    return choose(backend, q_s, refusal=tile_refusal(q_s, k_s, q_t, k_t))
+    return head_choice(backend, (q_s, k_s), (q_t, k_t))

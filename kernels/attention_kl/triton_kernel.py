@@ -233,13 +233,13 @@ class _AttentionKL(torch.autograd.Function):
         inputs, strides = (q_s, k_s, q_t, k_t), (*q_s.stride()[:3], *q_t.stride()[:3])
         sizes = (tokens, heads, LOG2E * size**-0.5, LOG2E * q_t.shape[3] ** -0.5)
         with on_device(q_s):
-            if tile := tile_options(tokens, constants):
+            if tile := tile_options(q_s, q_t, constants):
                 loss = q_s.new_empty((batch, heads), dtype=torch.float32)
                 attention_tile[(heads, batch)](
                     *inputs, dq, dk, loss, lengths, *strides, *dq.stride()[:3], *sizes, GRADIENT=wanted, **tile,
                 )  # fmt: skip
             else:
-                options = block_options(tokens, constants)
+                options = block_options(q_s, constants)
                 grid = (heads, triton.cdiv(tokens, options["BLOCK"]), batch)
                 loss = q_s.new_empty((batch, *grid[:2]), dtype=torch.float32)
                 lse = q_s.new_empty((2, batch, heads, tokens), dtype=torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backend import TILE, Backend, Choice, choose, ran, register_pairs, tile_refusal
+from ..backend import Backend, Choice, head_choice, kernel_dtype, one_tile, ran, register_pairs
 from . import eager, reference
 
 
@@ -22,7 +22,10 @@ def relation_kl(
     if choice.backend == "triton":
         from . import triton_kernel
 
-        products = (3, 1) if student_BTH.shape[1] <= TILE else (3, 2)
+        dtype = kernel_dtype(student_BTH)
+        student_BTH, teacher_BTG = student_BTH.to(dtype), teacher_BTG.to(dtype)
+        tile = one_tile(*(reference.split_heads(x, heads) for x in (student_BTH, teacher_BTG)))
+        products = (3, 1) if tile else (3, 2)
         register_pairs("relation_kl", student_BTH.shape, teacher_BTG.shape, with_gradient=products)
         return triton_kernel.relation_kl(student_BTH, teacher_BTG, heads=heads, lengths_B=lengths_B, causal=causal)
     module = eager if choice.backend == "eager" else reference
@@ -30,7 +33,7 @@ def relation_kl(
 
 
 def chosen(student_BTH: Tensor, teacher_BTG: Tensor, *, heads: int, backend: Backend = "auto") -> Choice:
-    """What `relation_kl` runs for tensors of these shapes, types and device, and why; see `backend.choose`."""
+    """What `relation_kl` runs for tensors of these shapes, types and device, and why; see `backend.head_choice`."""
     reference.check_relations(student_BTH, teacher_BTG, heads)
-    refusal = tile_refusal(*(reference.split_heads(x, heads) for x in (student_BTH, teacher_BTG)))
-    return choose(backend, student_BTH, refusal=refusal)
+    student, teacher = (reference.split_heads(x, heads) for x in (student_BTH, teacher_BTG))
+    return head_choice(backend, (student,), (teacher,))

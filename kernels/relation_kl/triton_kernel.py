@@ -144,13 +144,13 @@ class _RelationKL(torch.autograd.Function):
         strides = (*student.stride()[:3], *teacher.stride()[:3])
         sizes = (tokens, heads, LOG2E * size**-0.5, LOG2E * teacher.shape[3] ** -0.5)
         with on_device(student):
-            if tile := tile_options(tokens, constants):
+            if tile := tile_options(student, teacher, constants):
                 loss = student.new_empty((batch, heads), dtype=torch.float32)
                 relation_tile[(heads, batch)](
                     student, teacher, out, loss, lengths, *strides, *out.stride()[:3], *sizes, GRADIENT=wanted, **tile,
                 )  # fmt: skip
             else:
-                options = block_options(tokens, constants)
+                options = block_options(student, constants)
                 grid = (heads, triton.cdiv(tokens, options["BLOCK"]), batch)
                 loss = student.new_empty((batch, *grid[:2]), dtype=torch.float32)
                 lse = student.new_empty((2, batch, heads, tokens), dtype=torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention_kl.reference import check_heads
-from ..backend import TILE, Backend, Choice, choose, ran, register_pairs, tile_refusal
+from ..backend import Backend, Choice, head_choice, kernel_dtype, one_tile, ran, register_pairs
 from . import eager, reference
 from .reference import score_count
 
@@ -28,8 +28,10 @@ def score_sse(
     if choice.backend == "triton":
         from . import triton_kernel
 
+        dtype = kernel_dtype(q_s, k_s)
+        q_s, k_s, q_t, k_t = (x.to(dtype) for x in (q_s, k_s, q_t, k_t))
         student, teacher = ((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]) for q in (q_s, q_t))
-        register_pairs("score_sse", student, teacher, with_gradient=(3, 1) if q_s.shape[2] <= TILE else (4, 2))
+        register_pairs("score_sse", student, teacher, with_gradient=(3, 1) if one_tile(q_s, q_t) else (4, 2))
         return triton_kernel.score_sse(q_s, k_s, q_t, k_t, lengths_B=lengths_B, causal=causal)
     module = eager if choice.backend == "eager" else reference
     return module.score_sse(q_s, k_s, q_t, k_t, lengths_B=lengths_B, head_average=head_average, causal=causal)
@@ -38,9 +40,7 @@ def score_sse(
 def chosen(
     q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, *, head_average: bool = False, backend: Backend = "auto"
 ) -> Choice:
-    """What `score_sse` runs for tensors of these shapes, types and device, and why; see `backend.choose`."""
+    """What `score_sse` runs for tensors of these shapes, types and device, and why; see `backend.head_choice`."""
     check_heads(q_s, k_s, q_t, k_t, equal_heads=not head_average)
-    refusal = tile_refusal(q_s, k_s, q_t, k_t)
-    if head_average:
-        refusal = "averaged scores are one (T, T) matrix per sequence, which one large product makes"
-    return choose(backend, q_s, refusal=refusal)
+    averaged = "averaged scores are one (T, T) matrix per sequence, which one large product makes"
+    return head_choice(backend, (q_s, k_s), (q_t, k_t), refusal=averaged if head_average else None)

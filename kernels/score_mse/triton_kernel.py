@@ -170,13 +170,13 @@ class _ScoreSSE(torch.autograd.Function):
         # A sum over keys of differences times keys can pass float16's 65,504; its mean does not.
         scales = (size**-0.5, q_t.shape[3] ** -0.5, 1 / max(1, tokens))
         with on_device(q_s):
-            if tile := tile_options(tokens, constants):
+            if tile := tile_options(q_s, q_t, constants):
                 loss = q_s.new_empty((batch, heads), dtype=torch.float32)
                 score_tile[(heads, batch)](
                     *inputs, dq, dk, loss, lengths, *strides, tokens, heads, *scales, GRADIENT=wanted, **tile,
                 )  # fmt: skip
             else:
-                options = block_options(tokens, constants)
+                options = block_options(q_s, constants)
                 grid = (heads, triton.cdiv(tokens, options["BLOCK"]), batch)
                 loss = q_s.new_empty((batch, *grid[:2]), dtype=torch.float32)
                 score_rows[grid](

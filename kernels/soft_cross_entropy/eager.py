@@ -64,7 +64,7 @@ def chunk_losses(
     # At temperature 2 the softmax without it is the square of the one with it, normalised: no exponential of its own.
     squared = teacher is not None and labels is not None and temperature == 2
     if labels is not None:
-        index = labels.clamp(min=0)[:, None]
+        index = labels.masked_fill(labels == IGNORED, 0)[:, None]  # another negative one is refused by `gather`
         counted = (labels != IGNORED).to(logits.dtype)[:, None]
         if not squared:
             hard, lse = _softmax(logits)

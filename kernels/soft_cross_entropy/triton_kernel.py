@@ -20,7 +20,9 @@ from torch import Tensor
 from ..backend import on_device
 from ..tiles import FUSED, LOG2E, MASKED
 from .head import Mixture, Problem, Teacher, declared_mixtures
-from .reference import Top, check_head, check_teacher, check_temperature
+from .reference import IGNORED, Top, check_head, check_teacher, check_temperature
+
+SKIP: tl.constexpr = tl.constexpr(IGNORED)
 
 
 @triton.jit
@@ -40,15 +42,17 @@ def soft_rows(
 
     hard_scale is log2 e, soft_scale log2 e over the temperature; kl_factor is temperature² · ln 2; kl_a … ce_b
     weigh the derivatives. SOFT says there is a teacher, HARD that there are labels, WARM that the temperature is
-    not 1.
+    not 1. A label outside the vocabulary other than IGNORED makes the position's cross-entropy and slopes NaN.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * z_stride
     second += row * z_stride
     teacher += row * t_stride
-    label = -1
+    label, counted = -1, 0.0
     if HARD:
-        label = tl.load(labels + row).to(tl.int32)
+        label = tl.load(labels + row)
+        # A label that is no entry must not pass for one that is far off. Nobody can raise here: NaN stops the update.
+        counted = tl.where((label >= 0) & (label < vocabulary), 1.0, tl.where(label == SKIP, 0.0, float("nan")))
     hard_top = tl.full([], MASKED, tl.float32)
     soft_top = tl.full([], MASKED, tl.float32)
     warm_top = tl.full([], MASKED, tl.float32)
@@ -77,9 +81,7 @@ def soft_rows(
             gap = gap * kept + tl.sum(p * (y - x), 0)
             soft_top = peak
     hard_lse = hard_top + tl.log2(hard_sum)
-    counted = 0.0
     if HARD:
-        counted = tl.where(label >= 0, 1.0, 0.0)
         tl.store(ce_out + row, counted * (hard_lse - picked) / hard_scale)
     warm_lse = hard_lse
     soft_lse = hard_lse

@@ -3,7 +3,8 @@
     python -m tests.kernels.ahead_of_time [--all] [--for sm_80 sm_90 sm_100]
 
 Launches are recorded, not guessed: the ops run on CPU tensors of the real shapes and types while triton's `run` is
-replaced, so a changed signature or launch option reaches the compiler without anyone repeating it here.
+replaced and the GPU is said to be the one compiled for, so a changed signature or launch option reaches the compiler
+without anyone repeating it here.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from harness.kernels import backend
 from harness.kernels.attention_kl.triton_kernel import attention_kl
-from harness.kernels.backend import COMPILES_FOR_BLACKWELL
+from harness.kernels.backend import Gpu
 from harness.kernels.relation_kl.triton_kernel import relation_kl
 from harness.kernels.score_mse.triton_kernel import score_sse
 from harness.kernels.soft_cross_entropy.triton_kernel import soft_cross_entropy
 
-ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-# What one block may have of an SM's shared memory: A100, H100/H200, B200.
-SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
+# A100; A10 and 3090; L4, L40S and 4090; H100 and H200; B200; 5090: what one block may have of an SM's shared memory.
+GPUS = {
+    "sm_80": Gpu((8, 0), 163 << 10), "sm_86": Gpu((8, 6), 99 << 10), "sm_89": Gpu((8, 9), 99 << 10),
+    "sm_90": Gpu((9, 0), 227 << 10), "sm_100": Gpu((10, 0), 227 << 10), "sm_120": Gpu((12, 0), 99 << 10),
+}  # fmt: skip
 
 _POINTERS = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32",
@@ -69,8 +73,8 @@ class Binary:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Collect launches instead of making them."""
+def recorded(architecture: str) -> Iterator[list[Launch]]:
+    """Collect the launches this GPU would get instead of making them."""
     launches: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -92,18 +96,19 @@ def recorded() -> Iterator[list[Launch]]:
                 attributes[(index,)] = [["tt.divisibility", 16]]
         launches.append(Launch(self, signature, constants, attributes, options))
 
-    original = JITFunction.run
-    JITFunction.run = record
+    original, gpu_of = JITFunction.run, backend.gpu_of
+    JITFunction.run, backend.gpu_of = record, lambda tensor: GPUS[architecture]
     try:
         yield launches
     finally:
-        JITFunction.run = original
+        JITFunction.run, backend.gpu_of = original, gpu_of
 
 
 def compiled(case: str, launch: Launch, architecture: str) -> Binary:
     """Compile a recorded launch and read the cubin's resources; an error of the compiler passes through."""
     source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
-    binary = triton.compile(source, target=GPUTarget("cuda", ARCHITECTURES[architecture], 32), options=launch.options)
+    major, minor = GPUS[architecture].capability
+    binary = triton.compile(source, target=GPUTarget("cuda", 10 * major + minor, 32), options=launch.options)
     dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
@@ -147,6 +152,16 @@ QUICK: dict[str, Callable[[], None]] = {
     "scores T160 d16 padded": lambda: scores(score_sse, 160, (16, 16), pads=True),
     "soft targets T=2": lambda: soft(30522, 2.0, (0.5, 0.5)),
 }
+# What takes the most shared memory, in one tile and over blocks.
+WIDE: dict[str, Callable[[], None]] = {
+    "relation T512 R6 d128 e128": lambda: relation(512, 6, (128, 128)),
+    "relation T128 R4 d192 e256": lambda: relation(128, 4, (192, 256)),
+    **{
+        f"{name} T{tokens} d{size} e{other}": (lambda f=loss, t=tokens, s=(size, other): scores(f, t, s))
+        for name, loss in (("attention", attention_kl), ("scores", score_sse))
+        for tokens, size, other in ((128, 64, 64), (128, 128, 128), (512, 64, 64), (512, 192, 256))
+    },
+}
 ALL: dict[str, Callable[[], None]] = {
     **QUICK,
     **{
@@ -174,28 +189,18 @@ def binaries(cases: dict[str, Callable[[], None]], architectures: list[str]) -> 
     """Compile every distinct launch of the cases for each architecture, in order."""
     seen = set()
     for case, run in cases.items():
-        with recorded() as launches:
-            run()
-        for launch in launches:
-            if str(launch) in seen:
-                continue
-            seen.add(str(launch))
-            for architecture in architectures:
-                if not refused(launch.kernel.fn.__name__, architecture):
+        for architecture in architectures:
+            with recorded(architecture) as launches:
+                run()
+            for launch in launches:
+                if (architecture, str(launch)) not in seen:
+                    seen.add((architecture, str(launch)))
                     yield compiled(case, launch, architecture)
-
-
-def refused(kernel: str, architecture: str) -> bool:
-    """Whether the ops refuse to launch this kernel there with the installed Triton (`backend.tile_refusal`)."""
-    installed = tuple(int(number) for number in triton.__version__.split(".")[:2])
-    return kernel.endswith("_tile") and architecture == "sm_100" and installed < COMPILES_FOR_BLACKWELL
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--for", dest="architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES)
-    )
+    parser.add_argument("--for", dest="architectures", nargs="+", default=list(GPUS), choices=list(GPUS))
     parser.add_argument("--all", action="store_true", help="every shape, not only the quick ones (minutes)")
     arguments = parser.parse_args()
     print(f"triton {triton.__version__}")

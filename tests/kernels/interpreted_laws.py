@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.kernels import tiles
+from harness.kernels import backend
 from harness.kernels.attention_kl import op as attention_op
 from harness.kernels.attention_kl import reference as attention_reference
 from harness.kernels.attention_kl import triton_kernel as attention_triton
@@ -35,7 +35,7 @@ from harness.kernels.soft_cross_entropy import op as soft_op
 from harness.kernels.soft_cross_entropy import reference as soft_reference
 from harness.kernels.soft_cross_entropy import triton_kernel as soft_triton
 
-from .problems import Shape, heads, relative_error, states, value_and_gradients, worst_error
+from .problems import LiveBytes, Shape, heads, relative_error, states, value_and_gradients, worst_error
 
 NAN = float("nan")
 LOSS_ERROR = 5e-6
@@ -81,11 +81,11 @@ def _poisoned_buffers() -> Iterator[None]:
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send every sequence through the kernels over blocks, with blocks small enough to have several."""
 
-    def options(tokens: int, constants: dict) -> dict:
-        full = tokens % 32 == 0 and not constants["HAS_LENGTHS"]
+    def options(student: Tensor, constants: dict) -> dict:
+        full = student.shape[-2] % 32 == 0 and not constants["HAS_LENGTHS"]
         return {"BLOCK": 32, "STEP": 16, "FULL": full, "num_warps": 4, **constants}
 
-    monkeypatch.setattr(tiles, "TILE", 0)
+    monkeypatch.setattr(backend, "TILE", 0)
     for module in (relation_triton, attention_triton, score_triton):
         monkeypatch.setattr(module, "block_options", options)
 
@@ -152,7 +152,7 @@ def test_several_blocks_agree_with_the_definition(name: str, shape: Shape, dtype
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_sequence_past_the_tile_goes_over_blocks_of_its_own_accord(name: str) -> None:
-    check(name, Shape(1, tiles.TILE + 3, 1, 12, 20, (tiles.TILE + 2,)), torch.float16)
+    check(name, Shape(1, backend.TILE + 3, 1, 12, 20, (backend.TILE + 2,)), torch.float16)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -220,7 +220,7 @@ def test_a_loss_without_a_gradient_costs_none_and_a_backward_may_be_repeated(nam
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_op_runs_triton_when_asked_and_auto_never_interprets(name: str) -> None:
     shape = Shape(2, 9, 2, 12, 20, (9, 3))
-    inputs, _ = inputs_of(name, shape, dtype=torch.float32)
+    inputs, trained = inputs_of(name, shape, dtype=torch.float32)
     _, reference, op = LOSSES[name]
     extra = {"heads": shape.heads} if name == "relation_kl" else {}
     actual = getattr(op, name)(*inputs, **extra, **shape.options, backend="triton")
@@ -230,9 +230,72 @@ def test_the_op_runs_triton_when_asked_and_auto_never_interprets(name: str) -> N
     wide = [torch.cat([x] * 30, -1) for x in inputs]
     with pytest.raises(ValueError, match="do not fit on the chip"):
         op.chosen(*wide, **extra, backend="triton")
-    mixed = [inputs[0].half(), *inputs[1:]]
+    mixed = [*[x.half() for x in inputs[:trained]], *inputs[trained:]]  # a float32 teacher is not rounded unasked
     with pytest.raises(ValueError, match="differ in type"):
         op.chosen(*mixed, **extra, backend="triton")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_teacher_of_another_half_type_is_taken_as_the_student_is(name: str) -> None:
+    """An fp16 engine beside a bfloat16 teacher; numbers of bfloat16 in float16's range are exact in it."""
+    shape = Shape(2, 9, 2, 12, 20, (9, 3))
+    inputs, trained = inputs_of(name, shape, dtype=torch.float16)
+    inputs = [*inputs[:trained], *[x.bfloat16() for x in inputs[trained:]]]
+    loss = loss_through_op(name, shape, "triton")
+    expected = value_and_gradients(loss_of(name, LOSSES[name][1], shape), [x.double() for x in inputs], trained)
+    actual = value_and_gradients(loss, inputs, trained)
+    assert all(x.dtype == torch.float16 for x in actual[1])
+    loss_error, gradient_error = worst_error(actual, expected)
+    assert loss_error < LOSS_ERROR
+    assert gradient_error < GRADIENT_ERROR[torch.float16]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_float32_states_under_autocast_are_taken_as_its_products_take_them(name: str) -> None:
+    """Llama's rotated queries and keys are float32 under autocast; their gradients are float32 again."""
+    shape = Shape(2, 9, 2, 12, 20, (9, 3))
+    inputs, trained = inputs_of(name, shape, dtype=torch.float16)
+    rounded = [x.double() for x in inputs]
+    mixed = [*[x.float() for x in inputs[:trained]], *inputs[trained:]]
+    expected = value_and_gradients(loss_of(name, LOSSES[name][1], shape), rounded, trained)
+    with torch.autocast("cpu", torch.float16):
+        actual = value_and_gradients(loss_through_op(name, shape, "triton"), mixed, trained)
+    assert all(x.dtype == torch.float32 for x in actual[1])
+    loss_error, gradient_error = worst_error(actual, expected)
+    assert loss_error < LOSS_ERROR
+    assert gradient_error < GRADIENT_ERROR[torch.float16]
+
+
+def loss_through_op(name: str, shape: Shape, backend: str) -> Callable[..., Tensor]:
+    extra = {"heads": shape.heads} if name == "relation_kl" else {}
+    return lambda *x: getattr(LOSSES[name][2], name)(*x, **extra, **shape.options, backend=backend)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_gradient_is_scaled_where_it_was_kept(name: str) -> None:
+    """At its peak a loss and its backward hold one gradient of each input and a few numbers per row, nothing twice."""
+    shape = Shape(2, 64, 4, 16, 16)
+    inputs, trained = inputs_of(name, shape, dtype=torch.float16)
+    leaves = [x.requires_grad_() for x in inputs[:trained]]
+    with LiveBytes(inputs) as live:
+        gradients = torch.autograd.grad(loss_of(name, LOSSES[name][0], shape)(*leaves, *inputs[trained:]), leaves)
+    kept = sum(x.numel() * x.element_size() for x in gradients)
+    per_head = 4 * shape.batch * shape.heads  # the losses that are summed, and scalars
+    assert kept <= live.peak <= kept + 2 * per_head
+
+
+@pytest.mark.parametrize(("label", "good"), [(9, False), (-1, False), (2**33, False), (8, True), (-100, True)])
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_label_that_is_no_entry_stops_the_update(label: int, good: bool, soft: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    logits, teacher = (torch.randn(3, 9, generator=generator) for _ in range(2))
+    labels = torch.tensor([1, label, 3])
+    _, ce, slopes = soft_triton.chunk_losses(
+        logits, teacher if soft else None, labels, 2.0 if soft else 1.0, [(0.5, 0.5)]
+    )
+    assert bool(ce.isfinite()) == good
+    assert bool(slopes[0][1].isfinite().all()) == good
+    assert slopes[0][[0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("vocabulary", [9, 5000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,4 +87,26 @@ class Watch(TorchDispatchMode):
         for x in out if isinstance(out, tuple | list) else (out,):
             if isinstance(x, Tensor):
                 self.largest = max(self.largest, x.numel())
+        return out
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors made inside that lived at one time; `given` ones and their views do not count."""
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._given = {x.untyped_storage()._cdata for x in given}
+        self._live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if not isinstance(x, Tensor):
+                continue
+            storage = x.untyped_storage()
+            if storage._cdata not in self._live and storage._cdata not in self._given:
+                self._live[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, storage._cdata, None)
+                self.peak = max(self.peak, sum(self._live.values()))
         return out

@@ -245,21 +245,30 @@ def test_the_choice_of_a_backend_is_named_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "tokens", "installed", "refused"),
+    ("capability", "tokens", "installed", "tile"),
     [
-        ((10, 0), 128, "3.7.1", True), ((12, 0), 64, "3.6.0", True), ((10, 0), 128, "3.8.0", False),
-        ((10, 0), 128, "3.10.0", False), ((10, 0), 129, "3.7.1", False), ((9, 0), 128, "3.7.1", False),
+        ((10, 0), 128, "3.7.1", False), ((12, 0), 64, "3.6.0", False), ((10, 0), 128, "3.8.0", True),
+        ((10, 0), 128, "3.10.0", True), ((10, 0), 129, "3.8.0", False), ((9, 0), 128, "3.7.1", True),
     ],
 )  # fmt: skip
-def test_tiles_that_an_old_triton_cannot_compile_for_blackwell_are_refused_with_the_reason(
-    capability: tuple[int, int], tokens: int, installed: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_tile_that_an_old_triton_cannot_compile_for_blackwell_goes_over_blocks(
+    capability: tuple[int, int], tokens: int, installed: str, tile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `python -m tests.kernels.ahead_of_time --all` finds them; kernels for longer sequences compile everywhere."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    """As `python -m tests.kernels.ahead_of_time --all` finds them; the kernels over blocks compile everywhere."""
+    monkeypatch.setattr(backend, "gpu_of", lambda tensor: backend.Gpu(capability, 227 << 10))
     monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=installed))
-    head = SimpleNamespace(shape=(2, 4, tokens, 64), dtype=torch.bfloat16, is_cuda=True, device="cuda:0")
-    found = backend.tile_refusal(head, head)  # type: ignore[arg-type]
-    assert found == (f"triton {installed} does not compile it for Blackwell; 3.8 does" if refused else None)
+    head = torch.zeros(2, 4, tokens, 64)
+    assert backend.one_tile(head, head) == tile
+
+
+def test_a_gpu_whose_blocks_have_too_little_shared_memory_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = torch.zeros(2, 4, 128, 64)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for shared, says in ((64 << 10, "64 KiB of shared memory"), (99 << 10, "where Triton only interprets")):
+        monkeypatch.setattr(backend, "gpu_of", lambda tensor, shared=shared: backend.Gpu((8, 6), shared))
+        assert says in str(backend.head_choice("auto", (head,), (head,)))
 
 
 def test_a_preference_holds_for_the_process_and_what_ran_is_kept_for_the_record() -> None:

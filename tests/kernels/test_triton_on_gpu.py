@@ -154,15 +154,18 @@ def test_scores_never_reach_memory(name: str) -> None:
     extra = extra_memory(lambda: value_and_gradients(loss("triton"), inputs, trained))
     one_score_tensor = shape.batch * shape.heads * shape.tokens**2 * 4
     student_bytes = sum(x.numel() * x.element_size() for x in inputs[:trained])
-    # Two gradients of the student's inputs (kept, then scaled) and two log-sum-exps per row.
-    assert extra < 2.2 * student_bytes + 16 * shape.batch * shape.heads * shape.tokens < one_score_tensor
+    # The gradients of the student's inputs (scaled where they were kept) and two log-sum-exps per row.
+    assert extra < 1.2 * student_bytes + 16 * shape.batch * shape.heads * shape.tokens < one_score_tensor
 
 
 def test_half_precision_on_a_gpu_chooses_triton_and_float32_says_why_not() -> None:
     student = torch.zeros(2, 8, 32, device="cuda", dtype=torch.bfloat16)
     assert str(relation.chosen(student, student, heads=2)) == "triton (half precision on a GPU)"
     assert "written for half precision" in relation.chosen(student.float(), student.float(), heads=2).reason
+    # An fp16 engine beside a bfloat16 teacher; Llama's float32 queries under autocast.
+    assert relation.chosen(student.half(), student, heads=2).backend == "triton"
     with torch.autocast("cuda", torch.bfloat16):
+        assert relation.chosen(student.float(), student, heads=2).backend == "triton"
         assert soft.chosen(student[0].float(), student[0].float()).backend == "triton"
 
 
