@@ -211,4 +211,4 @@ def errors(world: World, reference: Any) -> tuple[float, float]:
 def use_plain_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every loss as plain autograd products, which a FLOP counter sees one by one."""
     for op in ("attention_kl", "relation_kl", "score_mse", "soft_cross_entropy"):
-        monkeypatch.setattr(f"harness.kernels.{op}.op.choose", lambda *_, **__: Choice("reference", "to be counted"))
+        monkeypatch.setattr(f"harness.kernels.{op}.op.chosen", lambda *_, **__: Choice("reference", "to be counted"))
