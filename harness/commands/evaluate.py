@@ -222,10 +222,10 @@ def _evaluated(root: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def _study_table(directory: RunDirectory, glue: Glue) -> dict[str, Any]:
     """Rebuilds the study's report; returns one row per student."""
-    from harness.report import build_report
+    from harness.commands._report import write_report
     from harness.rundir import read_json
 
-    build_report(directory.root)
+    write_report(directory.root)
     rows = []
     references = read_json(directory.root / "references.json") or {}
     for student in glue.students:

@@ -74,6 +74,15 @@ class TaskData:
             **{split: len(part) for split, part in self.judged.items()},
         }  # fmt: skip
 
+    def majority(self) -> dict[str, float]:
+        """{judged split: share of its most frequent class}; empty for the regression."""
+        if not self.task.classes:
+            return {}
+        return {
+            split: float(np.unique(part.labels_E, return_counts=True)[1].max()) / len(part)
+            for split, part in self.judged.items()
+        }
+
 
 def prepare(
     spec: GlueSpec, tokenizer: PreTrainedTokenizerBase, *, tokenizer_fingerprint: str, longest: int

@@ -202,13 +202,13 @@ class Glue:
                     for split in data.judged
                 },
                 "chosen_by": fmean(row["chosen_by"] for row in won),
-                "lr": lr, "batch": batch, "epochs": spec.points.epochs, "at_edge": edge, "examples": data.facts(),
+                "lr": lr, "batch": batch, "epochs": spec.points.epochs, "at_edge": edge, "examples": data.facts(), "majority": data.majority(),
                 "results": [j.file.name for j in winners],
             }  # fmt: skip
         chosen = "the reported split" if spec.select_on == "validation" else "a held-out part of train"
         return {
             "recipe": {
-                **spec.model_dump(mode="json"), "points": spec.points.model_dump(mode="json"), "length": self.plan.length,
+                **spec.model_dump(mode="json"), "asked": spec.model_dump(mode="json"), "points": spec.points.model_dump(mode="json"), "length": self.plan.length,
                 "precision": self.precision, "segments": student.model.segments,
                 "pooling": pooling(student.model.shape.causal), "chosen_on": chosen,
             },

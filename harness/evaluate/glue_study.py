@@ -18,6 +18,7 @@ from harness.evaluate.glue_jobs import Student
 from harness.models.teacher import resolve
 from harness.rundir import RunDirectory, read_json, write_json
 from harness.study import StudySpec
+from harness.study.glue import NAMES
 from harness.units import Unit
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PREFIX = "glue."
 REFERENCES = "references"
+# What a GLUE block says beside the recipe: which tasks, of whom, from where, and what they may cost.
+BESIDE_RECIPE = ("tasks", "references", "path", "max_flop")
 
 
 def trained(study: StudySpec, directory: RunDirectory) -> list[tuple[str, int]]:
@@ -69,7 +72,13 @@ def evaluate(glue: Glue, *, publish: bool, directory: RunDirectory, trials: list
 def write(
     directory: RunDirectory, trials: list[tuple[str, int]], glue: Glue, summaries: dict[str, dict[str, Any]]
 ) -> None:
-    """Merge GLUE into records and references.json, in place of what earlier evaluations said. Rank 0 only."""
+    """Merge GLUE into records and references.json, with what earlier evaluations by the same recipe found. Rank 0 only."""
+    file = directory.root / "references.json"
+    references = read_json(file) or {}
+    summaries = {
+        student.name: joined(_before(student.folder, directory.root, references), summaries[student.name])
+        for student in glue.students
+    }
     found = scores(summaries)
     by_folder = {student.folder: student.name for student in glue.students}
     for arm, seed in trials:
@@ -77,8 +86,6 @@ def write(
         record = read_json(folder / "record.json")
         merge(record, found[by_folder[folder]], summaries[by_folder[folder]], folder)
         write_json(folder / "record.json", record)
-    file = directory.root / "references.json"
-    references = read_json(file) or {}
     for student in glue.students:
         if student.folder.parent == directory.root / REFERENCES:
             row = references.setdefault(student.folder.name, {"scores": {}})
@@ -97,6 +104,45 @@ def merge(record: dict[str, Any], found: dict[str, float], summary: dict[str, An
         before = account.get(f"{unit}_in_glue", 0)
         account[unit] = account.get(unit, 0) - before + amount
         account[f"{unit}_in_glue"] = amount
+
+
+def _before(folder: Path, root: Path, references: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a student's GLUE from earlier evaluations."""
+    if folder.parent == root / REFERENCES:
+        return references.get(folder.name, {}).get("glue") or {}
+    return (read_json(folder / "record.json") or {}).get("glue") or {}
+
+
+def joined(before: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """A student's summary with the tasks it was evaluated on before by the same recipe.
+
+    Those of another recipe are left out, and a note says so: a mean over unlike recipes would be no score.
+    """
+    # What this evaluation's cap dropped is dropped for every student, evaluated before or not.
+    known = {*summary["tasks"], *summary["dropped"]}
+    earlier = {task: facts for task, facts in before.get("tasks", {}).items() if task not in known}
+    if not earlier:
+        return summary
+    asked, then = summary["recipe"]["asked"], before.get("recipe", {}).get("asked") or {}
+    unlike = [key for key in asked if key not in BESIDE_RECIPE and then.get(key) != asked[key]]
+    if unlike:
+        note = (
+            f"{', '.join(earlier)} had been evaluated by another recipe ({', '.join(unlike)}) and {'are' if len(earlier) > 1 else 'is'} "
+            "left out: evaluate again by this one"
+        )
+        return {**summary, "notes": [*summary["notes"], note]}
+    merged = {**earlier, **summary["tasks"]}
+    tasks = {task: merged[task] for task in NAMES if task in merged}
+    notes = [note for note in before.get("notes", []) if note.partition(":")[0].partition(",")[0] in earlier]
+    return {
+        **summary, "tasks": tasks, "recipe": {**summary["recipe"], "tasks": list(tasks)},
+        "notes": [*notes, *summary["notes"]],
+    }  # fmt: skip
+
+
+def only(row: dict[str, float]) -> dict[str, float]:
+    """GLUE's scores, which another evaluation than GLUE leaves as they are."""
+    return {name: value for name, value in row.items() if name.startswith(PREFIX)}
 
 
 def without(row: dict[str, float]) -> dict[str, float]:

@@ -173,15 +173,17 @@ class Suite:
     def publish(self, candidates: list[Candidate]) -> None:
         """Merge evaluations into records and references.json. Rank 0 only."""
         items = self.scorer.items()
+        before = read_json(self.directory.root / "references.json") or {}
         references: dict[str, Any] = {}
         for candidate in candidates:
             done = {k: v for k, v in (read_json(candidate.folder / "evaluations.json") or {}).items() if k in items}
             scores = {name: value for row in done.values() for name, value in row["scores"].items()}
             if not candidate.snapshots:
-                references[candidate.folder.name] = {"scores": scores}
+                row = before.get(candidate.folder.name, {})
+                references[candidate.folder.name] = {**row, "scores": scores | glue_study.only(row.get("scores", {}))}
                 continue
-            record = read_json(candidate.folder / "record.json")
-            record["scores"] = scores
+            record = read_json(candidate.folder / "record.json") or {}
+            record["scores"] = scores | glue_study.only(record.get("scores") or {})
             record["copied"] = agreement.copied(
                 candidate.folder, self.directory.root / "references" / "teacher", labels=self.scorer.test_labels
             )
@@ -189,9 +191,11 @@ class Suite:
             record["accounts"]["EVALUATION"] = {
                 **during,
                 Unit.FLOP.value: during.get("flop_in_training", during.get("flop", 0))
-                + sum(row["flop"] for row in done.values()),
+                + sum(row["flop"] for row in done.values())
+                + during.get("flop_in_glue", 0),
                 Unit.GPU_SECOND.value: during.get("gpu-second_in_training", during.get("gpu-second", 0.0))
-                + sum(row["seconds"] for row in done.values()),
+                + sum(row["seconds"] for row in done.values())
+                + during.get("gpu-second_in_glue", 0.0),
                 "flop_in_training": during.get("flop_in_training", during.get("flop", 0)),
                 "gpu-second_in_training": during.get("gpu-second_in_training", during.get("gpu-second", 0.0)),
             }

@@ -17,7 +17,7 @@ from harness.report.control import Split, splits
 from harness.report.currency import Currency, currencies
 from harness.report.domains import Domains, domains
 from harness.report.informative import Probe, list_probes
-from harness.report.nesting import Nesting, nestings
+from harness.report.nesting import Nesting, missing_glue, nestings
 from harness.report.noise import Spread, spreads, unlike_hardware
 from harness.report.pretraining_first import PretrainingFirst, pretraining_first
 from harness.report.source import Json, Run, Source, charged_accounts, mapping, number
@@ -195,6 +195,7 @@ def analyse(source: Source) -> Analysis:
     result.pretraining_first = pretraining_first(result)
     result.domains = domains(result)
     _missing(result)
+    result.warnings += [f"GLUE was not evaluated for {lack}; evaluate the run again." for lack in missing_glue(result)]
     return result
 
 

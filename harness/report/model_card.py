@@ -21,10 +21,13 @@ from harness.report.arms import objective_words
 from harness.report.axis import scale_of
 from harness.report.cells import account_name
 from harness.report.markdown import escape
+from harness.report.model_index import fine_tuning, model_index
+from harness.report.nesting import NAMES, tasks_of
 from harness.report.source import Json, Run, Source, mapping, number, read
 from harness.units import Unit
 
 CARD = "README.md"
+HUB_GLUE = "nyu-mll/glue"
 # Scores by the student's own head.
 OWN_HEAD = ("mlm.", "clm.")
 # Untrained parameters are named up to this many.
@@ -71,16 +74,13 @@ def front_matter(source: Source, run: Run) -> Json:
     emissions = _emissions(source, run)
     if emissions:
         header["co2_eq_emissions"] = emissions
-    results = [
-        {"type": metric, "name": numbers.label(metric), "value": value}
-        for metric, value in run.scores.items()
-        if value is not None and _belongs(run, metric)
-    ]
-    if results:
-        task = {"type": header["pipeline_tag"]}
-        dataset = {"name": ", ".join(names) or "unknown", "type": hub[0] if hub else "own"}
-        name = f"{source.study.get('name', 'study')}-{run.arm}-seed-{run.seed}"
-        header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": results}]}]
+    dataset = {"name": ", ".join(names) or "unknown", "type": hub[0] if hub else "own"}
+    index = model_index(
+        run, name=f"{source.study.get('name', 'study')}-{run.arm}-seed-{run.seed}", task=header["pipeline_tag"],
+        dataset=dataset, scores=[metric for metric in run.scores if _belongs(run, metric)], source=_glue_source(run),
+    )  # fmt: skip
+    if index:
+        header["model-index"] = index
     return header
 
 
@@ -93,6 +93,7 @@ def _body(source: Source, run: Run) -> Iterator[str]:
     if untrained or not record.get("head_trained", True):
         yield from _untrained(record, untrained)
     yield from _section("Scores", ("score", "value"), _scores(run))
+    yield from _fine_tuned(run)
     yield from _section("Cost", ("account", "FLOPs", "device time", "charged"), _accounts(source, run))
     energy = mapping(record.get("energy"))
     joules = number(energy.get("joule"))
@@ -150,6 +151,25 @@ def _untrained(record: Json, names: list[str]) -> Iterator[str]:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         yield f"No gradient reached {', '.join(f'`{escape(n)}`' for n in names[:NAMED])}{more}."
         yield ""
+
+
+def _fine_tuned(run: Run) -> Iterator[str]:
+    """That GLUE's scores are not those of the weights in this folder."""
+    tasks = tasks_of(run)
+    if tasks:
+        yield (
+            f"GLUE's scores are those of copies fine-tuned on each task (from {escape(_glue_source(run))}); the weights here are not "
+            "fine-tuned."
+        )
+        yield ""
+        for task, facts in tasks.items():
+            yield f"- {escape(NAMES.get(task, task))}: {escape(fine_tuning(run, facts))}"
+        yield ""
+
+
+def _glue_source(run: Run) -> str:
+    path = mapping(mapping(run.record.get("glue")).get("recipe")).get("path")
+    return _name(path) if path else HUB_GLUE
 
 
 def _scores(run: Run) -> list[tuple[str, ...]]:

@@ -8,14 +8,12 @@ from harness.report import numbers
 from harness.report.analysis import Analysis
 from harness.report.arms import Arm
 from harness.report.cells import Cell, Table, arm_cell
-from harness.report.nesting import by_fine_seed, tasks_of
+from harness.report.chance import LEVEL, at_chance
+from harness.report.nesting import NAMES, by_fine_seed, missing_glue, tasks_of
+from harness.report.score_tables import REFERENCE_NAMES
 from harness.report.source import Json, mapping, number
 
-# As their authors spell them.
-NAMES = {
-    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI",
-    "rte": "RTE", "wnli": "WNLI",
-}  # fmt: skip
+CHANCE = "at chance"
 
 
 def components(analysis: Analysis) -> Table:
@@ -72,13 +70,25 @@ def glue(analysis: Analysis) -> Table:
     """GLUE task by task: mean over pretraining seeds of the means over fine-tuning seeds, and the recipes that won."""
     tasks = list(dict.fromkeys(task for arm in analysis.arms for run in arm.done for task in tasks_of(run)))
     rows = [[arm_cell(arm, bare=True), *(_task(analysis, arm, task) for task in tasks)] for arm in analysis.arms]
+    references = {name: found for name in REFERENCE_NAMES if (found := _reference(analysis, name))}
+    rows += [
+        [Cell(REFERENCE_NAMES[name], role="muted"), *(_fixed(found.get(task, {}), task) for task in tasks)]
+        for name, found in references.items()
+    ]
     records = [
         {
             "arm": arm.name, "seed": run.seed, "task": task, "fine_tuning_seed": fine, "score": score,
-            "lr": row.get("lr"), "batch": row.get("batch"), "at_edge": row.get("at_edge"),
+            "lr": row.get("lr"), "batch": row.get("batch"), "at_edge": row.get("at_edge"), "at_chance": at_chance(row),
         }
         for arm in analysis.arms for run in arm.done for task, row in tasks_of(run).items()
         for fine, score in by_fine_seed(run, task).items()
+    ]  # fmt: skip
+    records += [
+        {
+            "arm": name, "task": task, "score": row.get("score"), "lr": row.get("lr"), "batch": row.get("batch"),
+            "at_edge": row.get("at_edge"), "at_chance": at_chance(row),
+        }
+        for name, found in references.items() for task, row in found.items()
     ]  # fmt: skip
     return Table(
         "glue",
@@ -98,11 +108,28 @@ def _task(analysis: Analysis, arm: Arm, task: str) -> Cell:
         return Cell("–", role="muted")
     spread = statistics.stdev(values) if len(values) > 1 else None
     rates = sorted({f"{lr:g}" for row in rows if (lr := number(row.get("lr"))) is not None})
-    detail = f"± {numbers.amount_of(spread, metric, spread=spread)}" if spread else ""
+    details = [f"± {numbers.amount_of(spread, metric, spread=spread)}"] if spread else []
+    details += [CHANCE] if all(at_chance(row) for row in rows if row) else []
+    details += [f"{len(values)} of {len(arm.done)} seeds"] if len(values) < len(arm.done) else []
     tip = f"learning rate {', '.join(rates)}" if rates else ""
     flag = " ‡" if any(row.get("at_edge") is True for row in rows) else ""
     best = "best" if analysis.best(metric) == arm.name else ""
-    return Cell(f"{numbers.score(statistics.fmean(values), metric, spread=spread)}{flag}", detail, tip, best)
+    return Cell(
+        f"{numbers.score(statistics.fmean(values), metric, spread=spread)}{flag}", ", ".join(details), tip, best
+    )
+
+
+def _reference(analysis: Analysis, name: str) -> dict[str, Json]:
+    """{task: what is recorded of it} of the untrained student or the teacher."""
+    tasks = mapping(mapping(mapping(analysis.source.references.get(name)).get("glue")).get("tasks"))
+    return {str(task): mapping(row) for task, row in tasks.items()}
+
+
+def _fixed(row: Json, task: str) -> Cell:
+    """A reference's score, which has no seeds of its own."""
+    score = number(row.get("score"))
+    text = numbers.score(score, f"glue.{task}")
+    return Cell(text, CHANCE if score is not None and at_chance(row) else "", role="muted")
 
 
 def _glue_notes(analysis: Analysis) -> list[str]:
@@ -115,10 +142,22 @@ def _glue_notes(analysis: Analysis) -> list[str]:
     count = len(seeds) if isinstance(seeds, list) else 0
     told = f"{count} fine-tuning seed{'s' if count != 1 else ''} in each run" if count else "Fine-tuned"
     chosen = recipe.get("chosen_on")
-    notes = [
+    lack = missing_glue(analysis)
+    notes = (
+        [f"Not evaluated yet: {'; '.join(lack)}. Only what was evaluated counts here; evaluate the run again."]
+        if lack
+        else []
+    )
+    notes += [
         f"{told}; the recipe chosen on {chosen or 'a held-out part of train'}, the same grid for every arm. "
         "± one standard deviation between pretraining seeds."
     ]
+    if any(at_chance(task) for row in found for task in map(mapping, mapping(row.get("tasks")).values())) or any(
+        at_chance(row) for name in REFERENCE_NAMES for row in _reference(analysis, name).values()
+    ):
+        notes.append(
+            f"{CHANCE.capitalize()}: not told, at {LEVEL:.0%}, from the most frequent class or from no correlation."
+        )
     if any(task.get("at_edge") is True for row in found for task in map(mapping, mapping(row.get("tasks")).values())):
         notes.append("‡ The best learning rate lies on the edge of the grid.")
     said = dict.fromkeys(str(note) for row in found for note in (row.get("notes") or []) if isinstance(row, dict))

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 GLUE = "glue."
 GLUE_MEAN = "glue.mean"
+# As their authors spell them.
+NAMES = {
+    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP", "mnli": "MNLI", "qnli": "QNLI",
+    "rte": "RTE", "wnli": "WNLI",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,15 @@ def by_fine_seed(run: Run, task: str) -> dict[str, float]:
     """{fine-tuning seed: score} of one task, finite scores only."""
     rows = mapping(tasks_of(run).get(task, {}).get("by_seed"))
     return {str(seed): value for seed, row in rows.items() if (value := number(row)) is not None}
+
+
+def missing_glue(analysis: Analysis) -> list[str]:
+    """Runs that lack tasks which others were evaluated on: "no_kd, seed 3: CoLA and RTE"."""
+    runs = [(arm, run) for arm in analysis.arms for run in arm.done]
+    tasks = list(dict.fromkeys(task for _, run in runs for task in tasks_of(run)))
+    found = []
+    for arm, run in runs:
+        lack = [NAMES.get(task, task) for task in tasks if task not in tasks_of(run)]
+        if lack:
+            found.append(f"{arm.name}, seed {run.seed}: {', '.join(lack)}")
+    return found

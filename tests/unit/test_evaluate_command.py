@@ -82,6 +82,62 @@ def test_a_finished_run_gains_glue_scores_and_its_cost_is_evaluation(
     assert len(list((run / "arms/no_kd/seed-1/glue").glob("*.json"))) == 3
 
 
+def test_a_later_evaluation_by_the_same_recipe_adds_its_tasks_and_one_by_another_says_what_it_leaves_out(
+    trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola", "--json"]) == 0
+    first = record(run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "rte", "--json"]) == 0
+    both = record(run)
+    assert list(both["glue"]["tasks"]) == both["glue"]["recipe"]["tasks"] == ["cola", "rte"]
+    assert both["glue"]["tasks"]["cola"] == first["glue"]["tasks"]["cola"]
+    cola, rte = (both["scores"][f"glue.{task}"] for task in ("cola", "rte"))
+    assert cola == first["scores"]["glue.cola"]
+    assert both["scores"]["glue.mean"] == pytest.approx((cola + rte) / 2)
+    untrained = json.loads((run / "references.json").read_text())["untrained"]
+    assert {"glue.cola", "glue.rte", "glue.mean"} <= set(untrained["scores"])
+    report = (run / "report.md").read_text()
+    assert "| Arm | CoLA | RTE |" in report
+    table = report[report.index("| Arm | CoLA | RTE |") :]
+    assert "| Untrained student |" in table[: table.index("## ")]
+
+    capsys.readouterr()
+    other = [*flags(glue), "--tasks", "sst2", "--set", "dropout=0.0"]
+    assert cli.main(["evaluate", str(run), *other]) == 0
+    assert "cola, rte had been evaluated by another recipe (dropout)" in " ".join(capsys.readouterr().out.split())
+    assert list(record(run)["glue"]["tasks"]) == ["sst2"]
+    assert "another recipe (dropout)" in (run / "report.md").read_text()
+    # what was computed is kept: the first recipe again costs nothing and brings all of it back
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola,rte", "--set", "dropout=0.1"]) == 0
+    assert record(run)["scores"] == both["scores"]
+
+
+def test_a_seed_added_after_glue_leaves_what_is_there_and_says_what_is_missing(
+    tiny: TinyStudy, trained: Path, glue: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola", "--json"]) == 0
+    before = record(run)
+    more = ["--arms", "no_kd,minilmv2", "--seeds", "1,2,3", "--budget", "0.2 Gflop", "--out", str(run)]
+    sets = ["--set", "evaluation.readout=null", "--set", "evaluation.main=mlm.loss"]
+    assert cli.main(["--study", str(tiny.file), *more, *sets]) == 0
+    after = record(run)
+    assert after["scores"] == before["scores"]
+    assert after["accounts"]["EVALUATION"]["flop"] == before["accounts"]["EVALUATION"]["flop"]
+    references = json.loads((run / "references.json").read_text())
+    assert "glue.cola" in references["untrained"]["scores"]
+    report = json.loads((run / "report.json").read_text())
+    (row,) = [s for s in report["summary"] if s["name"] == "no_kd"]
+    assert row["scores"]["glue.cola"]["n"] == 2
+    assert "GLUE was not evaluated for no_kd, seed 3: CoLA; evaluate the run again." in report["warnings"]
+    text = (run / "report.md").read_text()
+    assert "Not evaluated yet: no_kd, seed 3: CoLA; minilmv2, seed 3: CoLA." in text
+    assert "2 of 3 seeds" in text
+
+
 def test_a_study_with_a_glue_block_ends_with_it(tiny: TinyStudy, trained: Path, glue: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -175,7 +231,7 @@ def test_two_ranks_give_the_results_of_one_and_share_the_jobs(
 
 
 BAD = [
-    (["evaluate", "{nowhere}"], 2, "neither a study's directory nor a model folder"),
+    (["evaluate", "{nowhere}"], 2, "neither a study's directory, nor a sweep's, nor a model folder"),
     (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "colla"], 2, "unknown task 'colla'"),
     (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--grid", "fast"], 2, "'paper', 'quick' or 'staged'"),
     (["evaluate", "{run}", "--glue", "{glue}", "--tasks", "cola", "--seeds", "one"], 2, "whole numbers"),

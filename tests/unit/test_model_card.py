@@ -55,6 +55,63 @@ def test_every_finished_student_gets_a_card_with_budget_accounts_data_and_scores
         assert words in body
 
 
+GLUE = {
+    "recipe": {"path": "nyu-mll/glue", "chosen_on": "a held-out part of train"},
+    "tasks": {
+        "cola": {
+            "score": 0.4, "metrics": {"validation": {"matthews": 0.4}}, "by_seed": {"1": 0.39, "2": 0.41}, "lr": 5e-5, "batch": 32,
+            "epochs": 3,
+        },
+        "mnli": {
+            "score": 0.7, "metrics": {"validation_matched": {"accuracy": 0.71}, "validation_mismatched": {"accuracy": 0.69}},
+            "by_seed": {"1": 0.7}, "lr": 5e-5, "batch": 32, "epochs": 3,
+        },
+    },
+}  # fmt: skip
+
+
+def test_glue_stands_under_its_own_data_as_what_a_fine_tuned_copy_scored(study: Path) -> None:
+    folder = study / "arms/no_kd/seed-1"
+    record = json.loads((folder / "record.json").read_text())
+    scores = {**record["scores"], "glue.cola": 0.4, "glue.mnli": 0.7, "glue.mean": 0.55}
+    edit_record(folder, glue=GLUE, scores=scores)
+    write_cards(study)
+    header, body = parts(student(study, "no_kd"))
+    own, *fine_tuned = header["model-index"][0]["results"]
+    assert own["task"]["type"] == "fill-mask"
+    assert {m["type"] for m in own["metrics"]} == set(record["scores"])
+    places = [
+        (r["task"]["type"], r["dataset"]["type"], r["dataset"]["config"], r["dataset"]["split"]) for r in fine_tuned
+    ]
+    assert places == [
+        ("text-classification", "nyu-mll/glue", "cola", "validation"),
+        ("text-classification", "nyu-mll/glue", "mnli", "validation_matched"),
+        ("text-classification", "nyu-mll/glue", "mnli", "validation_mismatched"),
+    ]
+    (matthews,) = fine_tuned[0]["metrics"]
+    assert (matthews["type"], matthews["value"]) == ("matthews_correlation", 0.4)
+    assert "fine-tuned, lr 5e-05, batch 32, 3 epochs, mean of 2 seeds" in matthews["name"]
+    assert "the weights here are not fine-tuned" in body
+    # and the Hub's own reader takes the card as it is
+    from huggingface_hub import ModelCard
+
+    read_back = ModelCard(student(study, "no_kd").read_text(encoding="utf-8")).data
+    assert read_back.eval_results is not None
+    assert {(r.dataset_type, r.dataset_config) for r in read_back.eval_results} == {
+        ("own", None), ("nyu-mll/glue", "cola"), ("nyu-mll/glue", "mnli"),
+    }  # fmt: skip
+    assert len(read_back.eval_results) == len(record["scores"]) + 3
+
+
+def test_glue_from_a_folder_names_the_folder_and_nobodys_disk(study: Path, tmp_path: Path) -> None:
+    glue = {**GLUE, "recipe": {"path": str(tmp_path / "my-glue")}}
+    edit_record(study / "arms/no_kd/seed-1", glue=glue)
+    write_cards(study)
+    header, body = parts(student(study, "no_kd"))
+    assert {r["dataset"]["type"] for r in header["model-index"][0]["results"]} == {"own", "my-glue"}
+    assert str(tmp_path) not in body
+
+
 def test_a_student_of_its_own_family_is_described_as_what_it_is(study: Path) -> None:
     edit_record(study / "arms/no_kd/seed-1", differs={"student.family": "electra", "optimizer.lr": 1e-3})
     write_cards(study)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from harness.report import build_report
 from harness.report.analysis import Analysis, analyse
+from harness.report.chance import at_chance
 from harness.report.ledger_path import POINTS, LedgerPath, read_path
 from harness.report.on_curve import at_cost, curve
 from harness.report.source import read
@@ -409,3 +411,43 @@ def test_a_charged_cost_without_a_price_in_the_other_currency_is_said_and_nothin
     run = next(arm for arm in analysis.arms if arm.name == "tinybert").done[0]
     points = dict(curve(analysis, run, "readout.loss", Unit.GPU_SECOND))
     assert points[0.0] == points[20.0]  # until its teacher is paid for, its student is untrained
+
+
+# -- GLUE's chance -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metrics", "majority", "chance"),
+    [
+        ({"accuracy": 0.69, "f1": 0.81}, 0.684, True),  # MRPC's majority, on 408 examples
+        ({"accuracy": 0.78, "f1": 0.85}, 0.684, False),
+        ({"matthews": 0.04}, None, True),
+        ({"matthews": 0.25}, None, False),
+        ({"pearson": 0.05, "spearman": 0.06}, None, True),
+        ({"pearson": 0.30, "spearman": 0.02}, None, False),
+        ({"accuracy": 0.9}, None, None),
+    ],
+)
+def test_a_fine_tuned_score_is_at_chance_where_no_model_would_do_as_well(
+    metrics: dict[str, float], majority: float | None, chance: bool | None
+) -> None:
+    shares = {} if majority is None else {"majority": {"validation": majority}}
+    facts = {"metrics": {"validation": metrics}, "examples": {"validation": 408}, **shares}
+    assert at_chance(facts) is chance
+
+
+@pytest.mark.parametrize(("task", "n"), [("accuracy", 277), ("matthews", 1043), ("pearson", 1500)])
+def test_guessers_are_said_to_be_at_chance_in_all_but_one_of_a_hundred(task: str, n: int) -> None:
+    rng = np.random.default_rng(n)
+    found = 0
+    for _ in range(1000):
+        labels, guesses = rng.random(n) < 0.53, rng.random(n) < 0.5
+        value = float(np.mean(labels)) if task == "accuracy" else float(np.corrcoef(labels, guesses)[0, 1])
+        hits = float(rng.binomial(n, 0.53)) / n if task == "accuracy" else value
+        facts = {
+            "metrics": {"validation": {task: hits}},
+            "examples": {"validation": n},
+            "majority": {"validation": 0.53},
+        }
+        found += at_chance(facts) is False
+    assert found / 1000 <= 0.02
