@@ -36,11 +36,36 @@ def rowwise(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (x_MK / scale_M1).clamp_(-LARGEST, LARGEST).to(FP8), scale_M1
 
 
-class Fp8Linear(nn.Module):
-    """A linear layer whose weight is kept, and whose product is made, in e4m3; forward only."""
+def compiles(device: torch.device) -> bool:
+    """Whether a walk with these products is compiled: on a CPU, which gains nothing from them, it is only checked."""
+    return device.type == "cuda"
 
-    def __init__(self, linear: nn.Linear) -> None:
+
+class Rounded:
+    """The last input that a module's linear layers were given, in e4m3: queries, keys and values share theirs."""
+
+    def __init__(self) -> None:
+        self._x: torch.Tensor | None = None
+        self._rows: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._rows is None or self._x is not x:
+            self._x, self._rows = x, rowwise(x.flatten(0, -2))
+        return self._rows
+
+    def forget(self, *_: object) -> None:
+        self._x = self._rows = None
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer whose weight is kept, and whose product is made, in e4m3; forward only.
+
+    Layers that share `rounded` round an input once that they are given one after the other.
+    """
+
+    def __init__(self, linear: nn.Linear, rounded: Rounded | None = None) -> None:
         super().__init__()
+        self._rounded = rounded
         weight_NK, scale_N1 = rowwise(linear.weight.detach())
         self.weight = nn.Parameter(weight_NK, requires_grad=False)
         self.scale_1N: torch.Tensor
@@ -49,7 +74,7 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, K) → (…, N) in the type of `x`."""
-        rows_MK, scale_M1 = rowwise(x.flatten(0, -2))
+        rows_MK, scale_M1 = rowwise(x.flatten(0, -2)) if self._rounded is None else self._rounded(x)
         by_row = functional.ScalingType.RowWise
         product_MN = functional.scaled_mm(
             rows_MK, self.weight.T, scale_M1, by_row, self.scale_1N, by_row, output_dtype=x.dtype
@@ -61,12 +86,14 @@ class Fp8Linear(nn.Module):
 
 def convert(module: nn.Module) -> int:
     """Replace every linear layer inside `module` whose sizes fit; returns how many."""
-    count = 0
+    count, rounded = 0, Rounded()
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
             if child.in_features % ALIGNED == 0 == child.out_features % ALIGNED:
-                setattr(module, name, Fp8Linear(child))
+                setattr(module, name, Fp8Linear(child, rounded))
                 count += 1
         else:
             count += convert(child)
+    if any(isinstance(child, Fp8Linear) for child in module.children()):
+        module.register_forward_hook(rounded.forget)
     return count

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from harness.models.signals import Needs, Signals, TrainingBatch
 
-# How a forward is computed: layer by layer; compiled; compiled and replayed as CUDA graphs; layer by layer with fp8 products.
+# How a forward is computed: layer by layer; compiled; compiled and replayed as CUDA graphs; with fp8 products, compiled on a GPU.
 Backend = Literal["plain", "compiled", "graphs", "fp8"]
 ASSETS = Path(__file__).parent.parent / "assets"
 BUILTIN = ASSETS / "teacher"
@@ -235,13 +235,28 @@ class Teacher:
             )  # fmt: skip
         self.backend = backend
 
+    def drop_others(self) -> None:
+        """Free what was compiled or recorded for backends not in use, graphs' memory included.
+
+        The compiler keeps what it made beside the code, not in the functions it returned: all of it goes, and what is
+        still in use is compiled again when it is asked.
+        """
+        import torch
+
+        if any(backend != self.backend for backend, _ in self._compiled):
+            self._compiled.clear()
+            torch.compiler.reset()
+
     def _forward(self, needs: Needs) -> Callable[..., Signals]:
         """The walk that answers these needs, compiled where that was asked for."""
         import torch
 
+        from harness.models import fp8
         from harness.models.signals import run
 
-        if self.backend in ("plain", "fp8"):
+        # Eight-bit products alone lose to the passes that round their inputs; compiled, those are one.
+        compiles = self.backend != "plain" and (self.backend != "fp8" or fp8.compiles(self.family.model.device))
+        if not compiles:
             return partial(run, self.family, needs)
         key = self.backend, needs
         if key not in self._compiled:

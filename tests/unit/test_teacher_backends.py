@@ -91,9 +91,11 @@ def test_the_shipped_teacher_passes_the_gate_of_eight_bits_and_a_spoilt_one_does
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fp8, "obstacle", lambda device: "")
+    monkeypatch.setattr(teacher_backends, "timed", lambda teacher, *_: {"plain": 2e-3, "fp8": 1e-3}[teacher.backend])
     teacher = load("builtin")
     settled(teacher, "fp8", tmp_path)
-    (told,) = facts(teacher, tmp_path)["tried"]
+    plain, told = facts(teacher, tmp_path)["tried"]
+    assert plain["backend"] == "plain"
     assert teacher.backend == "fp8"
     assert 1e-4 < told["distance"] < FP8_DISTANCE
     assert 1e-6 < told["divergence"] < FP8_DIVERGENCE
@@ -101,6 +103,69 @@ def test_the_shipped_teacher_passes_the_gate_of_eight_bits_and_a_spoilt_one_does
     (tmp_path / FILE).unlink()
     with pytest.raises(TeacherError, match="differ from the plain forward's"):
         settled(load("builtin"), "fp8", tmp_path)
+
+
+def test_eight_bits_that_are_no_faster_are_refused_with_both_times(
+    tmp_path: Path, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp8, "obstacle", lambda device: "")
+    monkeypatch.setattr(teacher_backends, "FP8_DISTANCE", 1.0)  # its weights are random
+    monkeypatch.setattr(teacher_backends, "FP8_DIVERGENCE", 1.0)
+    for seconds, refused in ((3e-3, True), (2e-3, True), (1e-3, False)):
+        monkeypatch.setattr(
+            teacher_backends, "timed", lambda teacher, *_, s=seconds: {"plain": 2e-3, "fp8": s}[teacher.backend]
+        )
+        if refused:
+            with pytest.raises(TeacherError, match=r"ms, and 2 ms plain"):
+                settled(load(tiny.teacher), "fp8", tmp_path)
+        else:
+            settled(load(tiny.teacher), "fp8", tmp_path)
+
+
+def test_an_input_of_queries_keys_and_values_is_rounded_once_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.build(zoo.config("bert", hidden=48, intermediate=64)).float().save_pretrained(tmp_path)
+    plain, teacher = load(tmp_path), load(tmp_path)
+    teacher.use("fp8")
+    rounded: list[torch.Tensor] = []
+    rowwise = fp8.rowwise
+    monkeypatch.setattr(fp8, "rowwise", lambda x: (rounded.append(x), rowwise(x))[1])
+    needs, batch = Needs(states=frozenset({3})), tiny_batch(zoo.VOCAB)
+    found = teacher(batch, needs)
+    layers = len([each for each in teacher.family.model.modules() if isinstance(each, fp8.Fp8Linear)]) / 6
+    assert layers >= 3
+    assert len(rounded) == 4 * 3, "one for Q, K and V, and one for each of the three other products of a layer"
+    kept = [each._rounded for each in teacher.family.model.modules() if isinstance(each, fp8.Fp8Linear)]
+    assert all(each is not None and each._x is None and each._rows is None for each in kept)
+    monkeypatch.setattr(fp8, "rowwise", rowwise)
+    for each in kept:
+        monkeypatch.setattr(each, "__class__", Forgetful)
+    assert torch.equal(teacher(batch, needs).states[3], found.states[3]), "the same numbers as rounding every time"
+    assert distances(plain(batch, needs), found)[0] < 0.4
+
+
+class Forgetful(fp8.Rounded):
+    """Rounds every time."""
+
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.forget()
+        return super().__call__(x)
+
+
+@pytest.mark.slow
+def test_compiled_products_in_eight_bits_answer_as_uncompiled_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.build(zoo.config("bert", hidden=48, intermediate=64)).float().save_pretrained(tmp_path)
+    teacher, batch, needs = load(tmp_path), tiny_batch(zoo.VOCAB), Needs(states=frozenset({3}))
+    teacher.use("fp8")
+    expected = teacher(batch, needs)
+    monkeypatch.setattr(fp8, "compiles", lambda device: True)
+    found = teacher(batch, needs)
+    assert list(teacher._compiled) == [("fp8", needs)]
+    # Fused passes may round a scale otherwise, which moves a number by one step of eight bits.
+    assert distances(expected, found)[0] < 0.05
 
 
 # -- the choice ----------------------------------------------------------------------------------------
@@ -249,3 +314,66 @@ def test_every_question_is_compiled_before_the_first_step_and_again_after_a_resu
         teacher(batch, EVERYTHING)
         teacher(batch, other)
         assert len(made) == 2, "nothing is compiled in a step"
+
+
+class Recording:
+    """CUDA graphs as PyTorch makes them: a walk warms up at its first call and is recorded at its second."""
+
+    def __init__(self, walk: Any) -> None:
+        self.walk, self.calls = walk, 0
+
+    def __call__(self, **inputs: Any) -> Signals:
+        self.calls += 1
+        return self.walk(**inputs)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["first start", "resume"])
+def test_graphs_are_recorded_before_the_first_step(
+    kept: bool, tmp_path: Path, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Recording] = []
+    monkeypatch.setattr(torch, "compile", lambda walk, **_: (made.append(Recording(walk)), made[-1])[1])
+    monkeypatch.setattr(teacher_backends, "check", lambda wanted, device: None)
+    if kept:
+        (tmp_path / FILE).write_text('{"wanted": "graphs", "backend": "graphs"}', encoding="utf-8")
+    teacher, batch = load(tiny.teacher), tiny_batch(inspect(str(tiny.teacher)).shape.vocab)
+    questions = [EVERYTHING, Needs(states=frozenset({1}))]
+    settle(
+        teacher, "graphs", first=lambda: batch, needs=questions, folder=tmp_path, ranks=Ranks(), device=CPU
+    )  # fmt: skip
+    assert len(made) == len(questions)
+    assert all(each.calls > 2 for each in made), "the next call replays"
+
+
+def test_a_backend_that_was_not_chosen_is_freed(
+    tmp_path: Path, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's own store too, which holds graphs and their memory."""
+    monkeypatch.setattr(
+        teacher_backends, "timed", lambda teacher, *_: {"plain": 1e-3, "compiled": 2e-3}[teacher.backend]
+    )
+    compile_of = torch.compile
+    walks: list[Any] = []
+    monkeypatch.setattr(
+        torch, "compile", lambda walk, **_: (walks.append(walk), compile_of(walk, backend="eager", dynamic=False))[1]
+    )
+    teacher = load(tiny.teacher)
+    teacher.use("compiled")
+    teacher(tiny_batch(teacher.info.shape.vocab), EVERYTHING)
+    stored = torch._dynamo.eval_frame._debug_get_cache_entry_list
+    assert stored(walks[0].__code__), "the test looks where the compiler stores"
+    settled(teacher, "auto", tmp_path, candidates=("plain", "compiled"))
+    assert teacher.backend == "plain"
+    assert teacher._compiled == {}
+    assert stored(walks[0].__code__) == []
+
+
+def test_a_backend_that_was_chosen_is_the_only_one_left(
+    tmp_path: Path, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {"plain": 3e-3, "compiled": 1e-3, "graphs": 2e-3}
+    monkeypatch.setattr(teacher_backends, "timed", lambda teacher, *_: speeds[teacher.backend])
+    monkeypatch.setattr(torch, "compile", lambda walk, **_: walk)
+    teacher = load(tiny.teacher)
+    settled(teacher, "auto", tmp_path, candidates=("plain", "compiled", "graphs"))
+    assert list(teacher._compiled) == [("compiled", EVERYTHING)]
