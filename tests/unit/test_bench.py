@@ -6,15 +6,17 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from harness import cli
-from harness.bench import match, peers, random_tokens, scaling
+from harness.bench import liger, match, peers, random_tokens, scaling
 from harness.bench.breakdown import PARTS
-from harness.bench.kernels import relative_error
+from harness.bench.kernels import _rows, relative_error
+from harness.bench.problems import soft_problem
 from harness.bench.scaling import predicted_s, scale
 from harness.bench.timing import percentiles
 from harness.bench.variation import padded, variations
@@ -200,7 +202,41 @@ def test_kernels_are_timed_only_where_they_are_right(capsys: pytest.CaptureFixtu
         assert row["right"]
         assert row["error"] < 1e-4
         assert row["p50_ms"] > 0
+    assert table["absent"] == {"liger": "its kernels need a GPU"}
     assert relative_error(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")
+
+
+def test_a_kernel_of_another_project_is_held_against_the_same_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins with Liger's signatures and reductions: mean over positions without T², and a sum."""
+
+    class Divergence:
+        def __init__(self, jsd_beta: float, temperature: float) -> None:
+            assert jsd_beta == 0.0, "the forward KL"
+            self.temperature = temperature
+
+        def __call__(self, hidden: Any, weight: Any, taught: Any, head: Any, labels: Any) -> torch.Tensor:
+            log_q, log_p = ((x @ w.T / self.temperature).log_softmax(-1) for x, w in ((hidden, weight), (taught, head)))
+            return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+    class CrossEntropy:
+        def __init__(self, reduction: str) -> None:
+            self.reduction = reduction
+
+        def __call__(self, weight: Any, hidden: Any, labels: Any) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction=self.reduction)
+
+    both = SimpleNamespace(LigerFusedLinearJSD=Divergence, LigerFusedLinearCrossEntropyLoss=CrossEntropy)
+    monkeypatch.setattr(liger, "_modules", lambda: (both, both))
+    monkeypatch.setattr(liger, "obstacle", lambda device: None)
+    for temperature in (1.0, 2.0):
+        sizes = (12, 50, (16, 24), temperature, torch.float32, "cpu")
+        assert liger.NAME not in soft_problem(*sizes).backends, "its divergence knows no bias"
+        problem = soft_problem(*sizes, bias=False)
+        assert liger.NAME in problem.backends
+        rows = {row["backend"]: row for row in _rows(problem, torch.device("cpu"), None, 1)}
+        assert rows[liger.NAME]["right"]
+        assert rows[liger.NAME]["error"] < 1e-5
+        assert rows[liger.NAME]["p50_ms"] > 0
 
 
 def test_an_ablation_changes_time_and_not_the_loss(tiny: TinyStudy, capsys: pytest.CaptureFixture[str]) -> None:
