@@ -383,3 +383,14 @@ def test_impossible_top_logits_are_refused() -> None:
                 module.soft_cross_entropy(*case.student(), teacher_top=bad)
             with pytest.raises(ValueError, match="given once"):
                 module.soft_cross_entropy(*case.student(), teacher_logits_NV=logits, teacher_top=bad)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("label", [9, -1])
+def test_a_label_that_is_no_entry_is_refused(kind: str, label: int) -> None:
+    hidden, weight, labels = torch.ones(2, 4), torch.ones(9, 4), torch.tensor([1, label])
+    teacher = torch.ones(2, 9)
+    with pytest.raises((IndexError, RuntimeError)):
+        MODULES[kind].masked_cross_entropy(hidden, weight, None, labels)
+    with pytest.raises((IndexError, RuntimeError)):
+        MODULES[kind].soft_cross_entropy(hidden, weight, teacher_logits_NV=teacher, labels_N=labels, temperature=2.0)
