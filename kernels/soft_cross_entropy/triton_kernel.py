@@ -51,8 +51,6 @@ def soft_rows(
     label, counted = -1, 0.0
     if HARD:
         label = tl.load(labels + row)
-        # A label that is no entry must not pass for one that is far off. Nobody can raise here: NaN stops the update.
-        counted = tl.where((label >= 0) & (label < vocabulary), 1.0, tl.where(label == SKIP, 0.0, float("nan")))
     hard_top = tl.full([], MASKED, tl.float32)
     soft_top = tl.full([], MASKED, tl.float32)
     warm_top = tl.full([], MASKED, tl.float32)
@@ -82,6 +80,8 @@ def soft_rows(
             soft_top = peak
     hard_lse = hard_top + tl.log2(hard_sum)
     if HARD:
+        # A label that is no entry must not pass for one that is far off. Nobody can raise here: NaN stops the update.
+        counted = tl.where((label >= 0) & (label < vocabulary), 1.0, tl.where(label == SKIP, 0.0, float("nan")))
         tl.store(ce_out + row, counted * (hard_lse - picked) / hard_scale)
     warm_lse = hard_lse
     soft_lse = hard_lse
