@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import CheckpointError, ConfigError
+from harness.errors import CheckpointError, ConfigError, refused_by_system
 from harness.units import Quantity, Unit, format_amount, parse_quantity
 
 
@@ -135,6 +135,7 @@ class Ledger:
 
         Raises:
             ConfigError: a charge is negative, or would break the limit of a deterministic budget.
+            CheckpointError: the file cannot be written, as on a full disk.
         """
         row = self._enter(tuple(charges), step)
         if self._path is not None:
@@ -161,22 +162,34 @@ class Ledger:
 
     def _write(self, row: str) -> None:
         assert self._path is not None
-        if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8")
-        self._file.write(row)
-        self._file.flush()
+        try:
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8")
+            self._file.write(row)
+            self._file.flush()
+        except OSError as error:
+            raise refused_by_system(error, self._path) from None
         self.clocked = _last_clocked(row) or self.clocked
 
     def sync(self) -> None:
-        """Make everything posted so far durable."""
+        """Make everything posted so far durable; CheckpointError where the system does not let it."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise refused_by_system(error, self._path) from None
 
     def close(self) -> None:
+        """Sync and let go of the file, also where its last posting cannot be written; see `sync`."""
         if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
+            try:
+                self.sync()
+            finally:
+                file, self._file = self._file, None
+                try:
+                    file.close()
+                except OSError as error:
+                    raise refused_by_system(error, self._path) from None
 
     # -- resuming ----------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
@@ -225,7 +238,8 @@ class Ledger:
         was not.
 
         Raises:
-            CheckpointError: the state belongs to another budget or another accounting, or the file is too short for it.
+            CheckpointError: the state belongs to another budget or another accounting, or the file is too short for it or cannot
+                be written.
         """
         mine = (self.budget.limit, self.budget.unit.value, sorted(a.value for a in self.charged))
         if mine != (state["limit"], state["unit"], state["charged"]):
@@ -243,11 +257,14 @@ class Ledger:
         if self._path is not None:
             self.close()
             temporary = self._path.with_suffix(".tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write("".join(lines))
-                file.flush()
-                os.fsync(file.fileno())  # a power cut after the rename must not leave an empty ledger
-            os.replace(temporary, self._path)
+            try:
+                with temporary.open("w", encoding="utf-8") as file:
+                    file.write("".join(lines))
+                    file.flush()
+                    os.fsync(file.fileno())  # a power cut after the rename must not leave an empty ledger
+                os.replace(temporary, self._path)
+            except OSError as error:
+                raise refused_by_system(error, self._path) from None
             self.clocked = _last_clocked("".join(lines))
 
     def _lines(self, state: Mapping[str, Any]) -> list[str]:

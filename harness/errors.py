@@ -46,6 +46,14 @@ class CheckpointError(IsoBudgetError):
     exit_code = 4
 
 
+def refused_by_system(error: OSError, path: object = None) -> CheckpointError:
+    """The error for a file of a run that the system does not let us read or write, as on a full disk."""
+    return CheckpointError(
+        str(path or error.filename or "a file of the run"), rule=f"the system refused it ({error.strerror or error})",
+        remedy="see to the disk and its permissions; run again then",
+    )  # fmt: skip
+
+
 class NumericError(IsoBudgetError):
     """Training diverged: too many steps in a row had a non-finite gradient."""
 

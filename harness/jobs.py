@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from harness import kept
 from harness.errors import ConfigError
+from harness.manifest import make_folder
 from harness.rundir import JOBS, STUDY, RunDirectory, write_json
 from harness.study import StudySpec
 
@@ -106,8 +107,8 @@ class JobRecord:
         self._write([*self.attempts(), _attempt() | {"ranks": world}])
 
     def end(self, state: str, *, exit_code: int = 0, message: str = "") -> None:
-        """Record how the last attempt ended."""
-        *before, last = self.attempts()
+        """Record how the last attempt ended; where none is on record, this process's."""
+        *before, last = self.attempts() or [_attempt()]
         self._write(
             [*before, {**last, "state": state, "ended": time.time(), "exit_code": exit_code, "message": message}]
         )
@@ -152,7 +153,7 @@ class JobDirectory(RunDirectory):
         self._lock.timeout = ENTER_S
         merged = super().open(study, resume=resume and (self.root / STUDY).exists(), allowed=allowed)
         try:
-            (self.root / JOBS).mkdir(exist_ok=True)
+            make_folder(self.root / JOBS)
             for work in self.works:
                 lock = FileLock(self.root / JOBS / work.lock, timeout=0)
                 try:
@@ -163,9 +164,11 @@ class JobDirectory(RunDirectory):
                         remedy="wait for it, or cancel it",
                     ) from None  # fmt: skip
                 self._held.append(lock)
-        except ConfigError:
-            self.close()
+        except BaseException:
+            self.back_out()
             raise
+        # From here on other jobs enter, and rely on the study that this one wrote.
+        self._before.clear()
         self.release()
         return merged
 
@@ -173,11 +176,6 @@ class JobDirectory(RunDirectory):
         """See `RunDirectory.admit`; jobs take turns at the file they share."""
         with self._lock:
             return super().admit(now, allowed)
-
-    def keep_changes(self) -> None:
-        """See `RunDirectory.keep_changes`."""
-        with self._lock:
-            super().keep_changes()
 
     @property
     def signs(self) -> Path:
@@ -211,8 +209,7 @@ def open_alone(
         try:
             lock.acquire()
         except Timeout:
-            directory.refused()
-            directory.close()
+            directory.back_out()
             raise ConfigError(
                 f"output directory {directory.root}", rule=f"a job is at work on {path.stem}",
                 remedy="wait for it, or cancel it",

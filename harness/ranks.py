@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import IsoBudgetError
+from harness.errors import IsoBudgetError, refused_by_system
 
 
 @dataclass
@@ -40,13 +40,19 @@ class Ranks:
         return box[0]
 
     def on_main(self, action: Callable[[], Any]) -> Any:
-        """Rank 0 acts; its result, or the error it met, reaches every rank, so none waits for another."""
+        """Rank 0 acts; its result, or the error it met, reaches every rank, so none waits for another.
+
+        Raises:
+            CheckpointError: also when the system refuses it a file or a folder, as on a full disk.
+        """
         outcome: tuple[Any, IsoBudgetError | None] = (None, None)
         if self.is_main:
             try:
                 outcome = (action(), None)
             except IsoBudgetError as error:
                 outcome = (None, error)
+            except OSError as error:
+                outcome = (None, refused_by_system(error))
         value, error = self.share(outcome)
         if error is not None:
             raise error

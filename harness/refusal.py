@@ -41,13 +41,13 @@ def note(options: argparse.Namespace, *, exit_code: int, message: str, since: fl
         return
     root = Path(options.out)
     work = Work.read(options.work) if "work" in options else Work(WHOLE)
-    begun = (root / STUDY).exists() or (root / SWEEP).exists()
-    expected = "work" in options or options.auto_resume or (root / JOBS).is_dir()
-    if work is None or not (begun or (expected and not foreign(root))):
-        return
-    lock = root / ".lock" if work.kind in (WHOLE, "report") else root / JOBS / work.lock
-    # A record that cannot be read is left for whoever mends it.
+    # A record that cannot be read is left for whoever mends it; where nothing can be written, nothing is.
     with contextlib.suppress(OSError, Timeout, CheckpointError):
+        begun = (root / STUDY).exists() or (root / SWEEP).exists()
+        expected = "work" in options or options.auto_resume or (root / JOBS).is_dir()
+        if work is None or not (begun or (expected and not foreign(root))):
+            return
+        lock = root / ".lock" if work.kind in (WHOLE, "report") else root / JOBS / work.lock
         (root / JOBS).mkdir(parents=True, exist_ok=True)
         # Whoever holds it is at work, and its record is its own.
         with FileLock(lock, timeout=0):

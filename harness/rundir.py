@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import socket
 import time
 from dataclasses import asdict
@@ -17,7 +19,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from harness import kept
-from harness.errors import CheckpointError, ConfigError, IsoBudgetError
+from harness.errors import CheckpointError, ConfigError, refused_by_system
 from harness.identity import Difference, differences, merge_overrides, permit
 from harness.kept import read_json
 from harness.manifest import make_folder, sync
@@ -31,6 +33,8 @@ IDENTITY = "identity.json"
 JOBS = "jobs"
 # Who holds the lock. The system frees a dead process's lock, this file stays: then it tells of a run that was killed.
 HOLDER = ".holder.json"
+# The temporary files of `replace`: .NAME.HOST.PROCESS
+_LEFT = re.compile(r"\.(study\.yaml|sweep\.yaml|[\w.-]+\.json)\.[^/]+\.[0-9]+")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,7 +43,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Replace a file atomically and durably: a reader sees the old one or the new one, and after a power cut the new one."""
+    """Replace a file atomically and durably: a reader sees the old one or the new one, and after a power cut the new one.
+
+    Raises:
+        CheckpointError: the system does not let it, as on a full disk; the old file is as it was.
+    """
     # A process number is one machine's.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -47,9 +55,10 @@ def replace(path: Path, content: bytes) -> None:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise refused_by_system(error, path) from None
 
 
 class RunDirectory:
@@ -59,7 +68,7 @@ class RunDirectory:
         self.root = root
         self._lock = FileLock(root / ".lock", timeout=0)
         self.stale = ""  # after `open`: whose lock was found without a process
-        self._before: dict[Path, bytes] = {}
+        self._before: dict[Path, bytes | None] = {}
         self._changes: list[Difference] = []
 
     # -- opening -----------------------------------------------------------------------------------
@@ -67,13 +76,27 @@ class RunDirectory:
         """Lock the directory and merge this study with what it already holds.
 
         Returns the study to run: its own arms and seeds, and those already there. Where "study" is allowed,
-        what differs is taken from this study, and kept as an override.
+        what differs is taken from this study, and kept as an override before the directory's study changes.
 
         Raises:
             ConfigError: in use by another process, foreign files, another study, or unfinished without `resume`.
+            CheckpointError: a file cannot be read, or not be written.
         """
-        if resume and not (self.root / STUDY).exists():
+        if resume and not os.path.exists(self.root / STUDY):
             raise ConfigError(f"--resume {self.root}", rule="there is no run to resume", remedy="leave out --resume")
+        self.lock()
+        try:
+            return self._enter(study, resume=resume, allowed=allowed)
+        except BaseException:
+            self.back_out()
+            raise
+
+    def lock(self) -> None:
+        """Keep others out until `close`; makes the directory where it is missing.
+
+        Raises:
+            ConfigError: in use by another process, or not writable.
+        """
         try:
             make_folder(self.root)
             self._lock.acquire()
@@ -88,38 +111,52 @@ class RunDirectory:
                 f"output directory {self.root}", rule=f"not writable ({error.strerror})", remedy="choose another --out"
             ) from None
         self.stale = f"a stale lock of {holder(self.root)}" if (self.root / HOLDER).exists() else ""
-        write_json(self.root / HOLDER, {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
+        try:
+            write_json(self.root / HOLDER, {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
+        except CheckpointError:
+            self.release()
+            raise
+
+    def _enter(self, study: StudySpec, *, resume: bool, allowed: frozenset[str]) -> StudySpec:
         file = self.root / STUDY
         if not file.exists():
             others = foreign(self.root)
             if others:
-                self.close()
                 raise ConfigError(
                     f"output directory {self.root} holds {others[0]}", rule="it is not a study of this harness",
                     remedy="choose an empty or new --out",
                 )  # fmt: skip
             merged = study
         else:
-            try:
-                merged = self._merge(load_study(self.root), study, allowed)
-                state = (read_json(self.root / STATUS) or {}).get("state")
-                if state != "done" and not resume:
-                    raise ConfigError(
-                        f"output directory {self.root}", rule=f"it holds an unfinished run ({state or 'no status'})",
-                        remedy="add --resume to continue it, or choose another --out",
-                    )  # fmt: skip
-            except IsoBudgetError:
-                self.close()
-                raise
-        self._before = {f: f.read_bytes() for f in (file, self.root / STATUS) if file.exists() and f.exists()}
+            merged = self._merge(load_study(self.root), study, allowed)
+            state = (read_json(self.root / STATUS) or {}).get("state")
+            if state != "done" and not resume:
+                raise ConfigError(
+                    f"output directory {self.root}", rule=f"it holds an unfinished run ({state or 'no status'})",
+                    remedy="add --resume to continue it, or choose another --out",
+                )  # fmt: skip
+            places = (file, self.root / STATUS, self.root / IDENTITY)
+            self._before = {place: place.read_bytes() if place.exists() else None for place in places}
+            # First: a run killed between the two may say that it changed what it did not, never the other way round.
+            self._keep_changes()
         replace(file, yaml.safe_dump(merged.model_dump(mode="json"), sort_keys=False).encode())
         return merged
 
     def refused(self) -> bool:
-        """Leave study and status as `open` found them, for a run that was refused; False where there was none before."""
+        """Leave the study, its status and overrides as `open` found them, for a run that was refused; False for a new one."""
         for file, content in self._before.items():
-            replace(file, content)
+            if content is None:
+                file.unlink(missing_ok=True)
+            else:
+                replace(file, content)
         return bool(self._before)
+
+    def back_out(self) -> None:
+        """Leave the directory as `open` found it, and let others in."""
+        try:
+            self.refused()
+        finally:
+            self.close()
 
     def _merge(self, old: StudySpec, new: StudySpec, allowed: frozenset[str]) -> StudySpec:
         known = {arm.name: arm for arm in old.arms}
@@ -154,16 +191,15 @@ class RunDirectory:
                 it cannot be read.
         """
         there = kept.read(self.root / IDENTITY, kept.Identity)
-        before = there["overrides"] if there else []
-        new = [asdict(change) for change in self._changes]
+        overrides = there["overrides"] if there else []
         if there and there.get("identity") is not None:
-            new += permit(there["identity"], now, allowed, what=f"the run in {self.root}")
-        overrides = merge_overrides(before, new)
+            new = permit(there["identity"], now, allowed, what=f"the run in {self.root}")
+            overrides = merge_overrides(overrides, new)
         write_json(self.root / IDENTITY, {"identity": now, "overrides": overrides})
         return overrides
 
-    def keep_changes(self) -> None:
-        """Keep as overrides what `open` was allowed to change, for the runs of this directory that are still to come."""
+    def _keep_changes(self) -> None:
+        """Keep as overrides what `open` was allowed to change, for every run of this directory that is still to come."""
         if self._changes:
             there = kept.read(self.root / IDENTITY, kept.Identity) or {"overrides": []}
             changes = merge_overrides(there["overrides"], [asdict(change) for change in self._changes])
@@ -203,10 +239,15 @@ class RunDirectory:
 
 
 def foreign(root: Path) -> list[str]:
-    """Names of what lies in a directory and is there without any study; [] where there is no directory."""
+    """Names of what lies in a directory and is not ours without any study; [] where there is no directory.
+
+    Ours are locks, records, and what a process killed in `replace` left of the first files it wrote.
+    """
     found = {place.name for place in root.iterdir()} - {".lock", HOLDER} if root.is_dir() else set()
-    if JOBS in found and all(place.suffix in (".json", ".lock") for place in (root / JOBS).glob("*")):
-        found.remove(JOBS)
+    found = {name for name in found if not _LEFT.fullmatch(name)}
+    jobs = [place.name for place in (root / JOBS).glob("*")] if JOBS in found else []
+    if all(name.endswith((".json", ".lock")) or _LEFT.fullmatch(name) for name in jobs):
+        found.discard(JOBS)
     return sorted(found)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.commands._report import show_report
 from harness.commands._study import allow_flag, default_engine, hang_flag, inputs, study_flags
+from harness.commands.run import entering
 from harness.errors import ConfigError, IsoBudgetError, Preempted
 from harness.identity import parse_kinds
 
@@ -74,10 +75,11 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
             else directory.open(study, resume=True, allowed=allowed)
         )
     )
-    if merged != study:
-        setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
     record = JobRecord(directory.root, work.name)
-    ranks.on_main(lambda: record.begin(world=ranks.world))
+    with entering(directory, ranks):
+        if merged != study:
+            setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
+        ranks.on_main(lambda: record.begin(world=ranks.world))
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     try:
         if work.kind in ("train", "control"):
@@ -127,7 +129,9 @@ def gather(directory: RunDirectory, study: StudySpec, *, as_json: bool) -> int:
     trials = [Work("train", arm.name, seed) for arm in study.arms for seed in study.seeds]
     missing = [w for w in trials if (directory.record(w.arm, w.seed) or {}).get("state") != "done"]
     ended = [
-        attempts[-1].get("exit_code", 1) for w in missing if (attempts := JobRecord(directory.root, w.name).attempts())
+        attempts[-1].get("exit_code") or 1
+        for w in missing
+        if (attempts := JobRecord(directory.root, w.name).attempts())
     ]
     # Not 75: that would ask the scheduler for this very job again, and it is not this job that was preempted.
     code = max((c for c in ended if c not in (0, Preempted.exit_code)), default=1) if missing else 0

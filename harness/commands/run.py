@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,6 @@ from harness.identity import parse_kinds
 
 if TYPE_CHECKING:
     from harness.ds_config import DsConfig
-    from harness.jobs import JobRecord
     from harness.ranks import Ranks
     from harness.rundir import RunDirectory
     from harness.setting import Setting
@@ -89,7 +90,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
 
     ranks = connect()
     out = ranks.share(options.out or str(Path("runs") / study.name / time.strftime("%Y%m%d-%H%M%S")))
-    resuming = options.resume or (options.auto_resume and ranks.share((Path(out) / "study.yaml").exists()))
+    resuming = options.resume or (options.auto_resume and ranks.share(os.path.exists(Path(out) / "study.yaml")))
     run_study(
         study, ds_config, Path(out), options, given, ranks=ranks, allowed=allowed, resuming=resuming,
         report=lambda root: show_report(root, as_json=options.json),
@@ -97,15 +98,15 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     return 0
 
 
-def begin(directory: RunDirectory, record: JobRecord, *, world: int) -> None:
-    """Record an attempt as running; a directory whose earlier attempts cannot be read is left as it was."""
+@contextmanager
+def entering(directory: RunDirectory, ranks: Ranks) -> Iterator[None]:
+    """What is refused between opening a directory and the work in it leaves the directory as it was, and its lock free."""
     try:
-        record.begin(world=world)
-    except IsoBudgetError:
-        directory.refused()
-        directory.close()
+        yield
+    except BaseException:
+        if ranks.is_main:
+            directory.back_out()
         raise
-    directory.status("running")
 
 
 def run_study(
@@ -131,10 +132,12 @@ def run_study(
     setting = prepare(study, ds_config, world=ranks.world, tell=tell.say)
     directory = RunDirectory(out)
     merged = ranks.on_main(lambda: open_alone(directory, study, resume=resuming, allowed=allowed))
-    if merged != study:
-        setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
     record = JobRecord(directory.root, WHOLE)
-    ranks.on_main(lambda: begin(directory, record, world=ranks.world))
+    with entering(directory, ranks):
+        if merged != study:
+            setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
+        ranks.on_main(lambda: record.begin(world=ranks.world))
+        ranks.on_main(lambda: directory.status("running"))
     if ranks.is_main and directory.stale:
         tell.say(f"{directory.stale} was found and taken over: that run did not end by itself")
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))

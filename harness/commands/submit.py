@@ -72,7 +72,6 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     directory = JobDirectory(Path(out), [])  # jobs of an earlier submission may be entering
     # Jobs read the study from its directory: what is edited after submission changes nothing.
     study = directory.open(study, resume=True, allowed=allowed)
-    directory.keep_changes()
     directory.close()
     if teacher is not None:
         write_study(teacher[0], Path(teacher[1]))
