@@ -81,12 +81,17 @@ class SweepConductor:
     tell: Callable[[str], None]
     opened: Callable[[], None] = lambda: None
     trained: dict[str, Path] = field(default_factory=dict)
+    _before: dict[Path, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._place = RunDirectory(self.root)
 
     def run(self) -> None:
         """Teachers, then points, in the order of the file.
 
         Raises:
-            whatever one study raises; finished studies are kept, and running again goes on behind them.
+            whatever one study raises; finished studies are kept, and running again goes on behind them. A finished
+            sweep in which no study has changed stays the sweep that it was.
         """
         self.ranks.on_main(self._open)
         try:
@@ -98,23 +103,47 @@ class SweepConductor:
                 paths = {name: str(run.student(self.root).resolve()) for name, run in point.teachers.items()}
                 self.tell(f"point {number} of {len(self.sweep.points)}: {point.label}")
                 self.run_one(point.study(paths), self.root / point.folder, self._share)
+            self.ranks.on_main(lambda: branch.forget_trunks(self.root))
+            self.ranks.on_main(lambda: self._status("done"))
         except BaseException as error:
-            if self.ranks.is_main:
+            if self.ranks.is_main and not self._put_back():
                 self._status("interrupted", str(error))
             raise
-        self.ranks.on_main(lambda: branch.forget_trunks(self.root))
-        self.ranks.on_main(lambda: self._status("done"))
+        finally:
+            self._place.close()
 
     def _open(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        """Lock the directory, which must be new or a sweep's, and make it this sweep's."""
         if not is_sweep(self.root) and ((self.root / STUDY).exists() or foreign(self.root)):
             raise ConfigError(
                 f"output directory {self.root}", rule="it holds something that is no sweep",
                 remedy="choose an empty or new --out",
             )  # fmt: skip
-        replace(self.root / SWEEP, yaml.safe_dump(self.sweep.tree, sort_keys=False).encode())
-        self.opened()
-        self._status("running")
+        self._place.lock()
+        try:
+            if is_sweep(self.root) and _done(self.root):
+                self._before = self._standing()
+            replace(self.root / SWEEP, yaml.safe_dump(self.sweep.tree, sort_keys=False).encode())
+            self.opened()
+            self._status("running")
+        except BaseException:
+            self._place.close()
+            raise
+
+    def _standing(self) -> dict[Path, bytes]:
+        """The files that say which sweep this is, how it stands, and what its studies are."""
+        studies = [run.folder for run in (*self.sweep.teachers, *self.sweep.points)]
+        files = [self.root / name for name in (SWEEP, STATUS, *(f"{folder}/{STUDY}" for folder in studies))]
+        return {file: file.read_bytes() for file in files if file.is_file()}
+
+    def _put_back(self) -> bool:
+        """Leave a finished sweep as it was; False where it was none, or a study has changed."""
+        own = {self.root / SWEEP, self.root / STATUS}
+        if not self._before or {**self._standing(), **{f: self._before[f] for f in own}} != self._before:
+            return False
+        for file in own:
+            replace(file, self._before[file])
+        return True
 
     def _status(self, state: str, message: str = "") -> None:
         write_json(self.root / STATUS, {"state": state, "message": message, "time": time.time()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,29 @@ def test_a_branched_run_is_the_straight_one_bit_for_bit_and_priced_as_a_branch(
         assert begun[arm] == mine["branched"]["step"]
     assert table["total"]["training_flop"] == pytest.approx(booked(branched), abs=2), "to the last step"
     assert not list(branched.rglob("trunk")), "trunks go when the sweep is done"
+
+
+def standing(root: Path) -> dict[str, bytes]:
+    files = [*(root / name for name in ("sweep.yaml", "status.json", "report.json")), *root.glob("*/*/study.yaml")]
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+
+def test_a_refused_sweep_leaves_a_finished_one_as_it_was(shares: Path, tmp_path: Path) -> None:
+    """Its teacher refuses another learning rate: that sweep has not begun, and this one is still done."""
+    before = standing(shares)
+    mine = tmp_path / "sweep.yaml"
+    mine.write_bytes(before["sweep.yaml"])
+    run(mine, shares, "--set", "optimizer.lr=0.5", "--auto-resume", code=2)
+    assert standing(shares) == before
+    assert cli.main(["status", str(shares)]) == 0
+
+
+def test_two_sweeps_never_work_in_one_directory(shares: Path, capsys: Any) -> None:
+    from harness.rundir import RunDirectory
+
+    before, first = standing(shares), RunDirectory(shares)
+    first.lock()
+    run(shares / "sweep.yaml", shares, "--auto-resume", code=2)
+    assert f"another run is using it (process {os.getpid()}" in capsys.readouterr().err
+    first.close()
+    assert standing(shares) == before
