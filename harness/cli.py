@@ -35,9 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line; a bad one exits with 2, as argparse does."""
-    # Launchers put --local_rank before the subcommand, where subparsers would not see it.
+def without_local_rank(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a person, and those that a launcher put before them, where subparsers would not see the command."""
     lifted: list[str] = []
     rest: list[str] = []
     waiting = iter(arguments)
@@ -48,6 +47,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             lifted.append(argument)
         else:
             rest.append(argument)
+    return rest, lifted
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; a bad one exits with 2, as argparse does."""
+    rest, lifted = without_local_rank(arguments)
     if not rest or (rest[0] not in discover() and rest[0] not in ("-h", "--help")):
         rest = [DEFAULT, *rest]
     return build_parser().parse_args([*rest, *lifted])
@@ -60,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     if any(a in ("--help", "-h") for a in given) and (not given or given[0] not in discover()):
         build_parser().print_help()
         return 0
-    began = time.time()
+    began = time.monotonic()
     try:
         options = parse(given)
     except SystemExit as left:
@@ -83,13 +88,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _note(options: argparse.Namespace | None, given: list[str], *, exit_code: int, message: str, since: float) -> None:
     """Leave the exit code where schedulers look for it, when a run or a job was refused; see harness.refusal."""
-    words = [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
+    words, _ = without_local_rank(given)
     command = options.command if options else next((word for word in words[:1] if word in discover()), DEFAULT)
     if command not in RECORDED or not from_environment().is_main:
         return
     from harness.refusal import given_place, note
 
-    place = options or given_place(command, given)
+    place = options or given_place(command, words)
     note(place, exit_code=exit_code, message=message, since=since)
 
 

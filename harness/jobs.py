@@ -7,6 +7,7 @@ advisory locks of the file system, which lets go of them when their holder dies,
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 from harness import kept
 from harness.errors import ConfigError
 from harness.manifest import make_folder
-from harness.rundir import JOBS, STUDY, RunDirectory, write_json
+from harness.rundir import JOBS, STATUS, STUDY, RunDirectory, write_json
 from harness.study import StudySpec
 
 # Entering takes milliseconds; a thousand jobs of an array that start at once queue for a minute or two.
@@ -88,10 +89,15 @@ class Work:
         return f"{'control-' if self.kind == 'control' else ''}{self.arm}-seed-{self.seed}.lock"
 
 
+# When this process recorded an end in a file: a process of the same number may have, before the machine was started anew.
+_ended: dict[Path, float] = {}
+
+
 class JobRecord:
     """Every attempt of one job: when, where, under which scheduler's number, and how it ended."""
 
     def __init__(self, root: Path, name: str) -> None:
+        self.root = root
         self.file = root / JOBS / f"{name}.json"
 
     def attempts(self) -> list[dict[str, Any]]:
@@ -108,23 +114,30 @@ class JobRecord:
 
     def end(self, state: str, *, exit_code: int = 0, message: str = "") -> None:
         """Record how the last attempt ended; where none is on record, this process's."""
+        _ended[self.file.resolve()] = time.monotonic()
         *before, last = self.attempts() or [_attempt()]
         self._write(
             [*before, {**last, "state": state, "ended": time.time(), "exit_code": exit_code, "message": message}]
         )
 
     def refused(self, state: str, *, exit_code: int, message: str, since: float) -> None:
-        """Record an attempt that ended before it began; nothing where this process has recorded its end since `since`."""
-        attempts, this = self.attempts(), _attempt()
-        last = attempts[-1] if attempts else {}
-        if (last.get("host"), last.get("pid")) == (this["host"], this["pid"]) and last.get("ended", 0.0) >= since:
+        """Record an attempt that ended before it began; nothing where this process has recorded its end since `since`, of its own clock."""
+        if _ended.get(self.file.resolve(), -1.0) >= since:
             return
-        self._write([*attempts, this])
+        self._write([*self.attempts(), _attempt()])
         self.end(state, exit_code=exit_code, message=message)
 
     def _write(self, attempts: list[dict[str, Any]]) -> None:
         self.file.parent.mkdir(exist_ok=True)
+        if self.file.stem == WHOLE:  # what was recorded later, this or the status, is known without a clock
+            attempts[-1] = {**attempts[-1], "status": status_digest(self.root)}
         write_json(self.file, {"job": self.file.stem, "attempts": attempts})
+
+
+def status_digest(root: Path) -> str:
+    """Of the status of the whole study as it is now; of nothing where there is none."""
+    file = root / STATUS
+    return hashlib.sha256(file.read_bytes() if file.exists() else b"").hexdigest()
 
 
 def _attempt() -> dict[str, Any]:

@@ -10,26 +10,28 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from harness import kept
-from harness.errors import CheckpointError, ConfigError
-from harness.jobs import JOBS, WHOLE, JobRecord, Work
-from harness.rundir import STATUS, STUDY, load_study
+from harness.errors import ConfigError
+from harness.jobs import JOBS, WHOLE, Work
+from harness.recorded import attempts_of, last_word, unless_unreadable
+from harness.recorded import recorded_exit_code as recorded_exit_code
+from harness.rundir import STUDY, load_study
 from harness.study import StudySpec
 
 # A run that trains and has not moved for this long, or for this many of its own steps, is called silent.
 SILENT_S = 300.0
 SILENT_STEPS = 20
 
+# Files beside the jobs' records: what was submitted, and the count of turns that brought nothing.
+NO_JOBS = ("graph", "submitted", "turns")
+
 # What a run may be; the last four are trouble. Unreadable: the file that would say how it stands.
 STATES = ("done", "running", "waiting", "interrupted", "silent", "died", "failed", "unreadable")
 TROUBLE = frozenset({"silent", "died", "failed", "unreadable"})
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
         raise ConfigError(f"{root}", rule="no such directory", remedy="give a directory written by run or submit")
     now = time.time() if now is None else now
     unreadable: list[str] = []
-    whole = _attempts(root, WHOLE, unreadable)
-    status = _last_word(_status(root, unreadable), whole)
+    whole = attempts_of(root, WHOLE, unreadable)
+    status = last_word(root, unreadable)
     if not (root / STUDY).exists() and status:
         raise ConfigError(
             f"{root}", rule=f"its run ended with exit code {status.get('exit_code')} before it began: {status.get('message')}",
@@ -107,70 +109,12 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
     state = status.get("state") or ("unreadable" if unreadable else "waiting")
     if state == "running" and whole and _is_dead(whole[-1]):
         state = "died"
-    names = [file.stem for file in sorted(root.glob(f"{JOBS}/*.json")) if file.stem not in ("graph", "submitted")]
-    jobs = [{"job": name, "attempts": _attempts(root, name, unreadable)} for name in names]
+    names = [file.stem for file in sorted(root.glob(f"{JOBS}/*.json")) if file.stem not in NO_JOBS]
+    jobs = [{"job": name, "attempts": attempts_of(root, name, unreadable)} for name in names]
     # A job that trains a trial is named with its trial.
     theirs = {text for run in runs for text in run.unreadable}
     whose = [text for text in dict.fromkeys(unreadable) if text not in theirs]
     return StudyStatus(study.name, state, status.get("exit_code") or 0, status.get("message", ""), runs, jobs, whose)
-
-
-def _unless_unreadable(look: Callable[[], T], unreadable: list[str]) -> T | None:
-    """What was found, or None where the file cannot be read; then it goes onto the list."""
-    try:
-        return look()
-    except CheckpointError as error:
-        unreadable.append(f"{error.value}: {error.rule}")
-        return None
-
-
-# Clocks of nodes and file servers may differ by so much.
-SKEW_S = 30.0
-
-
-def recorded_exit_code(root: Path, *, job: str | None = None, since: float | None = None) -> int:
-    """The exit code that the last run in a directory recorded, or one of its jobs; 1 when none was, as after kill -9.
-
-    With `since` (seconds since 1970), what was recorded before is an earlier attempt's and counts as none: an attempt that fails
-    before it can record anything must not be taken for the one that was preempted.
-    """
-    root, unreadable = Path(root), list[str]()
-    if job is not None:
-        file = root / JOBS / f"{job}.json"
-        attempts = _attempts(root, job, unreadable)
-        found = attempts[-1] if attempts else {}
-        recorded = file.stat().st_mtime if file.exists() else 0.0
-    else:
-        found = _last_word(_status(root, unreadable), _attempts(root, WHOLE, unreadable), finished=False)
-        recorded = _when(found)
-    # Only a word that can be read asks a scheduler for another turn.
-    if unreadable or (since is not None and recorded < since - SKEW_S):
-        return 1
-    return 0 if found.get("state") == "done" else found.get("exit_code") or 1
-
-
-def _last_word(status: dict[str, Any], whole: list[dict[str, Any]], *, finished: bool = True) -> dict[str, Any]:
-    """What was recorded last about a study as a whole: its status, or the end of an attempt that was refused.
-
-    With `finished`, a finished study stays finished whoever was refused behind it.
-    """
-    if finished and status.get("state") == "done":
-        return status
-    attempt = whole[-1] if whole else {}
-    return attempt if attempt.get("ended", 0.0) > _when(status) else status
-
-
-def _when(found: dict[str, Any]) -> float:
-    """When this was recorded, in seconds since 1970. Not the file's date: a refused run puts the status back as it was."""
-    return found.get("ended") or found.get("time") or 0.0
-
-
-def _status(root: Path, unreadable: list[str]) -> dict[str, Any]:
-    return _unless_unreadable(lambda: kept.read(root / STATUS, kept.Status), unreadable) or {}
-
-
-def _attempts(root: Path, name: str, unreadable: list[str]) -> list[dict[str, Any]]:
-    return _unless_unreadable(JobRecord(root, name).attempts, unreadable) or []
 
 
 def _trial(
@@ -179,11 +123,11 @@ def _trial(
 ) -> RunStatus:  # fmt: skip
     folder = root / "arms" / arm / f"seed-{seed}"
     unreadable: list[str] = []
-    attempts = _attempts(root, Work("train", arm, seed).name, unreadable)
-    record = _unless_unreadable(lambda: kept.read(folder / "record.json", kept.TrialRecord), unreadable) or {}
+    attempts = attempts_of(root, Work("train", arm, seed).name, unreadable)
+    record = unless_unreadable(lambda: kept.read(folder / "record.json", kept.TrialRecord), unreadable) or {}
     unsure = bool(unreadable)
-    postings = _unless_unreadable(lambda: kept.last_rows(folder / "ledger.jsonl", kept.LastPosting), unreadable)
-    rows = _unless_unreadable(lambda: kept.last_rows(folder / "metrics.jsonl", kept.MetricsRow), unreadable)
+    postings = unless_unreadable(lambda: kept.last_rows(folder / "ledger.jsonl", kept.LastPosting), unreadable)
+    rows = unless_unreadable(lambda: kept.last_rows(folder / "metrics.jsonl", kept.MetricsRow), unreadable)
     posted = postings[-1] if postings else {}
     spent = record.get("charged") or posted.get("spent") or 0
     step = record.get("steps") or posted.get("step") or 0

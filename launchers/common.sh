@@ -3,6 +3,8 @@
 
 # The repository: launch.py lies beside this folder. Ranks start there, on every machine.
 REPOSITORY=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=harness/submit/turns.sh
+source "$REPOSITORY/harness/submit/turns.sh"
 fail() {
   printf '%s: %s\n' "${0##*/}" "$1" >&2
   exit 2
@@ -35,6 +37,22 @@ out_of() { # ARGUMENT...
   printf '%s' "$found"
 }
 
+# The arguments for launch.py, with files named from here made absolute: ranks start in the repository.
+given=()
+from_here() { # ARGUMENT...
+  local previous='' argument flag value
+  for argument in "$@"; do
+    flag=$previous value=$argument
+    [[ $argument != --*=* ]] || { flag=${argument%%=*} value=${argument#*=}; }
+    case $flag in
+      --study | --ds_config | --teacher-study) [[ ! -f $value ]] || value=$(realpath -s -- "$value") ;;
+      --out) value=$(realpath -ms -- "$value") ;;
+    esac
+    if [[ $argument == --*=* ]]; then given+=("${argument%%=*}=$value"); else given+=("$value"); fi
+    previous=$argument
+  done
+}
+
 # Signals are taken from here on, before there is a child: one that comes while the script still looks around, or
 # while the child starts, is remembered. It is passed on once: a second TERM would cut short torchrun's own waiting.
 signals=0
@@ -63,36 +81,35 @@ supervise() { # COMMAND...
   await "$child"
 }
 
-# The exit code of a child, however often a trapped signal interrupts the waiting.
-await() { # PID
-  local code=0 again seen=0
-  wait "$1" || code=$?
-  while [[ $signals -gt $seen ]]; do
-    seen=$signals
-    again=0
-    wait "$1" || again=$?
-    [[ $again -eq 127 ]] || code=$again # 127: it had ended, and the first answer was its own
-  done
-  return "$code"
+# The exit code that the run itself recorded: launchers replace it with their own (75 becomes 1). 66: nothing was recorded
+# behind `mark`. What an earlier attempt recorded is not this one's.
+mark=
+begin_at() { # DIR
+  mark=$(mark_of "$1/status.json" "$1/jobs/study.json")
 }
-
-# The exit code that the run itself recorded: launchers replace it with their own (75 becomes 1).
-# 1: nothing was recorded since this script began. What an earlier attempt recorded is not this one's.
-began=$(date +%s)
 recorded_exit_code() { # DIR
-  "$PYTHON" "$REPOSITORY/launch.py" status "$1" --exit-code --since "$began"
+  "$PYTHON" "$REPOSITORY/launch.py" status "$1" --exit-code --after "$mark"
 }
 
 # The exit code for whoever started the script: the recorded one, or the launcher's where none is.
 settle() { # CODE DIR
-  local recorded=1
+  local code=$1 recorded=$nothing_recorded progress=0
   [[ $1 -ne 0 ]] || return 0
   if [[ -n $2 ]]; then
     recorded=0
     recorded_exit_code "$2" || recorded=$?
   fi
-  if [[ $recorded -gt 1 && $recorded -lt 126 ]]; then return "$recorded"; fi # from 126 on, the shell's: it did not run
-  # Warned while it was still starting, before it could record anything: nothing is lost, come again.
-  if [[ $signals -gt 0 && $recorded -ne 0 ]]; then return 75; fi
-  return "$1"
+  if [[ $recorded -ne $nothing_recorded && $recorded -ne 0 && $recorded -lt 126 ]]; then # from 126 on, the shell's: it did not run
+    code=$recorded
+  elif [[ $signals -gt 0 && $recorded -ne 0 ]]; then
+    # Warned while it was still starting, before it could record anything: nothing is lost, come again.
+    code=75
+  fi
+  # One machine of several keeps the count.
+  if [[ $code -eq 75 && -n $2 && ${NODE_RANK:-0} -eq 0 ]]; then
+    progress=$("$PYTHON" "$REPOSITORY/launch.py" status "$2" --progress) || progress=0
+    mkdir -p -- "$2/jobs"
+    worth_another "$2/jobs/turns.json" "$progress" || code=1
+  fi
+  return "$code"
 }

@@ -17,6 +17,8 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+from_here "$@"
+set -- ${given[@]+"${given[@]}"}
 
 HOSTFILE=${HOSTFILE:-hostfile}
 LAUNCHER=${LAUNCHER:-pdsh}
@@ -65,15 +67,16 @@ pass_on() {
   if [[ $LAUNCHER == pdsh ]]; then kill -TERM "$child"; else pkill -USR1 -P "$child"; fi 2>/dev/null || true
 }
 cd -- "$REPOSITORY"
+out=$(out_of "$@")
+[[ -z $out ]] || begin_at "$out"
 code=0
 supervise "$PYTHON" -m deepspeed.launcher.runner "${arguments[@]}" launch.py "$@" || code=$?
-out=$(out_of "$@")
 # Over pdsh it does not wait for what it has stopped.
 if [[ $signals -gt 0 && -n $out && $LAUNCHER == pdsh ]]; then
   for ((waited = 0; waited < 35; waited++)); do
     recorded=0
     recorded_exit_code "$out" || recorded=$?
-    [[ $recorded -eq 1 ]] || break
+    [[ $recorded -eq "$nothing_recorded" ]] || break
     sleep 1
   done
 fi

@@ -17,6 +17,8 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+from_here "$@"
+set -- ${given[@]+"${given[@]}"}
 
 version=$(mpirun --version 2>/dev/null) || fail "no mpirun that says its version; install Open MPI, or add its bin to PATH"
 [[ $version == *"Open MPI"* ]] || fail "mpirun is '${version%%$'\n'*}', not Open MPI, whose options this script uses"
@@ -61,6 +63,8 @@ pass_on() {
   kill -USR1 "$child" 2>/dev/null || true
 }
 cd -- "$REPOSITORY"
+out=$(out_of "$@")
+[[ -z $out ]] || begin_at "$out"
 code=0
 supervise mpirun -np "$RANKS" "${arguments[@]}" "$PYTHON" launch.py "$@" || code=$?
-settle "$code" "$(out_of "$@")"
+settle "$code" "$out"

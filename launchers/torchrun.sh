@@ -19,6 +19,8 @@
 set -euo pipefail
 # shellcheck source=launchers/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+from_here "$@"
+set -- ${given[@]+"${given[@]}"}
 
 NODES=${NODES:-1}
 NODE_RANK=${NODE_RANK:-0}
@@ -52,6 +54,7 @@ is_host=$((NODE_RANK == 0 ? 1 : 0))
 
 # The agent passes TERM to its ranks; a scheduler's USR1 warning takes the same way.
 cd -- "$REPOSITORY"
+begin_at "$out"
 code=0
 supervise "$PYTHON" -m torch.distributed.run \
   --nnodes "$NODES" --nproc-per-node "$RANKS_PER_NODE" --node-rank "$NODE_RANK" --max-restarts "$MAX_RESTARTS" \

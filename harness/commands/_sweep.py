@@ -90,8 +90,9 @@ def show_sweep(root: Path, *, as_json: bool) -> None:
 def status_sweep(root: Path, *, silent_s: float, as_json: bool) -> int:
     """How every run of every study of a sweep stands; 0 when all is done, 1 when something needs a person, else 75."""
     from harness.commands.status import show
-    from harness.rundir import STUDY, read_json
-    from harness.runs import StudyStatus, read
+    from harness.recorded import last_word
+    from harness.rundir import STUDY
+    from harness.runs import TROUBLE, StudyStatus, read
     from harness.sweep import load
 
     sweep = load(root)
@@ -105,7 +106,9 @@ def status_sweep(root: Path, *, silent_s: float, as_json: bool) -> int:
                 found[label] = read(root / folder, silent_s=silent_s)
         except ConfigError as error:  # what the others say is shown all the same
             unreadable[label] = str(error)
-    state = str((read_json(root / "status.json") or {}).get("state") or "waiting")
+    broken: list[str] = []
+    word = last_word(root, broken)
+    state = word.get("state") or ("unreadable" if broken else "waiting")
     if as_json:
         studies = {label: each.as_json() for label, each in found.items()}
         print_json({"name": sweep.name, "state": state, "studies": studies, "unreadable": unreadable})
@@ -116,8 +119,10 @@ def status_sweep(root: Path, *, silent_s: float, as_json: bool) -> int:
             print()
         done = sum(each.verdict == 0 for each in found.values())
         print(f"{sweep.name}: {done} of {len(places)} studies done; sweep {state}")
+        if state in TROUBLE:
+            print(word.get("message") or "; ".join(broken))
     verdicts = [each.verdict for each in found.values()]
-    if 1 in verdicts or unreadable:
+    if 1 in verdicts or unreadable or state in TROUBLE:
         return 1
     return 0 if state == "done" and len(found) == len(places) and not any(verdicts) else 75
 

@@ -29,22 +29,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--exit-code", action="store_true", help="print nothing; exit with the code that the last run recorded, or 1"
     )
     parser.add_argument(
-        "--job", metavar="NAME", help="with --exit-code: the code of this job, as in DIR/jobs/NAME.json"
+        "--job", metavar="NAME", help="with --exit-code or --progress: of this job, as in DIR/jobs/NAME.json"
     )
-
     parser.add_argument(
-        "--since",
-        type=float,
-        metavar="EPOCH",
-        help="with --exit-code: 1 unless it was recorded since this time (date +%%s)",
+        "--after", metavar="MARK",
+        help="with --exit-code: 66 unless an end was recorded since the files had this mark (mark_of, harness/submit/turns.sh)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--progress", action="store_true", help="print one number, which every new step and every new result raises"
     )
 
 
 def execute(options: argparse.Namespace, given: list[str]) -> int:
-    from harness import runs
+    from harness import recorded, runs
 
     if options.exit_code:
-        return runs.recorded_exit_code(Path(options.directory), job=options.job, since=options.since)
+        return recorded.recorded_exit_code(Path(options.directory), job=options.job, after=options.after)
+    if options.progress:
+        print(recorded.progress(Path(options.directory), job=options.job))
+        return 0
     if is_sweep(Path(options.directory)):
         return status_sweep(Path(options.directory), silent_s=options.silent_after, as_json=options.json)
     found = runs.read(Path(options.directory), silent_s=options.silent_after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,8 +11,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from harness.errors import ConfigError
 from harness.rundir import read_json, write_json
@@ -25,50 +23,52 @@ PREEMPTED = 75
 def to_slurm(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> dict[str, str]:
     """Hand every stage to sbatch with its dependencies; returns {stage: job number}, also in OUT/jobs/submitted.json.
 
-    No stage is ever in the queue twice: after an sbatch that failed half-way, a second submission goes on behind the last
-    stage whose job is still there. When none is, all are handed over again; what they have done they do not repeat.
+    No stage is ever in the queue twice: after an sbatch that failed half-way, or a submission that was killed, the next goes on
+    behind the last stage whose job is still there. When none is, all are handed over again; what they have done they do not repeat.
 
     Raises:
-        ConfigError: sbatch refuses a job; jobs of this study are in the queue with other scripts, or whether any is
-            cannot be found out; another `submit` is at it.
+        ConfigError: sbatch refuses a job; jobs of this study are in the queue with other scripts, or behind a stage that has ended
+            and has other work now, or whether any is cannot be found out; another `submit`, or its sbatch, is at it.
     """
     folder = Path(graph.out) / "jobs"
-    with contextlib.ExitStack() as held:
+    with (folder / ".submitting").open("w") as lock:
         try:
-            held.enter_context(FileLock(folder / ".submitting", timeout=0))
-        except Timeout:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise ConfigError(str(folder), rule="another submit is at work here", remedy="wait for it") from None
-        return _hand_over(graph, scripts, folder / "submitted.json", tell)
+        return _hand_over(graph, scripts, folder / "submitted.json", tell, lock=lock.fileno())
 
 
-def _hand_over(graph: Graph, scripts: dict[str, Path], file: Path, tell: Tell) -> dict[str, str]:
+def _hand_over(
+    graph: Graph, scripts: dict[str, Path], file: Path, tell: Tell, *, lock: int
+) -> dict[str, str]:  # fmt: skip
     known = _submitted(file)
-    queue = _queue(file) if known else set()
-    queued = [
-        stage.name
-        for stage in graph.stages
-        if f"{known.get(stage.name, _NONE)['job']} {graph.study}-{stage.name}" in queue
-    ]
+    queue = _queue(file) if known else {}
+    queued = {name: queue[str(scripts[name])] for name in known if name in scripts and str(scripts[name]) in queue}
     digests = {name: hashlib.sha256(script.read_bytes()).hexdigest() for name, script in scripts.items()}
-    changed = [name for name in queued if known[name]["script"] != digests[name]]
-    if changed:
-        raise ConfigError(
-            f"stage {changed[0]}", rule=f"job {known[changed[0]]['job']} of it is in the queue, submitted with other flags",
-            remedy=f"submit with the same flags, or first: scancel {' '.join(known[name]['job'] for name in queued)}",
-        )  # fmt: skip
     # Stages wait for each other in this order: those before the last one in the queue have had their turn, or have it.
     names = [stage.name for stage in graph.stages]
-    behind = names.index(queued[-1]) + 1 if queued else 0
-    handed = {name: known[name] for name in names[:behind] if name in known}
-    for name in names[:behind]:
-        tell(
-            f"{name}: job {known[name]['job']}, {'is in the queue' if name in queued else 'has ended'}; not submitted again"
-        )
+    behind = max((names.index(name) + 1 for name in queued), default=0)
+    changed = [name for name in names[:behind] if known.get(name, _NONE)["script"] != digests[name]]
+    if changed:
+        raise ConfigError(
+            f"stage {changed[0]}",
+            rule=f"job {queued[changed[0]]} of it is in the queue, submitted with other flags" if changed[0] in queued
+            else f"it has new work, and job {next(iter(queued.values()))} of a later stage is still in the queue",
+            remedy=f"submit with the same flags, wait for those jobs, or first: scancel {' '.join(queued.values())}",
+        )  # fmt: skip
+    handed = {name: {**known[name], "job": queued.get(name, known[name]["job"])} for name in names[:behind]}
+    for name, job in handed.items():
+        tell(f"{name}: job {job['job']}, {'is in the queue' if name in queued else 'has ended'}; not submitted again")
     for stage in graph.stages[behind:]:
         waits = ",".join(f"{how}:{handed[name]['job']}" for name, how in stage.needs.items())
         command = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes"]
         command += [f"--dependency={waits}"] if waits else []
-        result = subprocess.run([*command, str(scripts[stage.name])], capture_output=True, text=True, check=False)
+        # Before and after: whoever is killed in between leaves the intent, and sbatch, which goes on without us, the lock.
+        write_json(file, {**handed, stage.name: {"job": "", "script": digests[stage.name]}})
+        result = subprocess.run(
+            [*command, str(scripts[stage.name])], capture_output=True, text=True, check=False, pass_fds=(lock,)
+        )
         # --parsable prints NUMBER, or NUMBER;CLUSTER
         number = result.stdout.strip().partition(";")[0]
         if result.returncode or not number.isdigit():
@@ -103,17 +103,18 @@ def _submitted(file: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _queue(file: Path) -> set[str]:
-    """ "NUMBER NAME" of every job of ours that waits or runs; of an array, the array's number."""
+def _queue(file: Path) -> dict[str, str]:
+    """{script: number} of every job of ours that waits or runs; of an array, the array's number. Names may be another directory's."""
     result = subprocess.run(
-        ["squeue", "--noheader", "--me", "--format=%F %j"], capture_output=True, text=True, check=False
+        ["squeue", "--noheader", "--me", "--format=%F %o"], capture_output=True, text=True, check=False
     )
     if result.returncode:
         raise ConfigError(
             f"squeue: {result.stderr.strip()}", rule=f"which jobs of {file} are still there must be known before more are submitted",
             remedy="submit again when Slurm answers",
         )  # fmt: skip
-    return {" ".join(line.split()) for line in result.stdout.splitlines()}
+    rows = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    return {row[1].strip(): row[0] for row in rows if len(row) == 2}
 
 
 def here(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> int:

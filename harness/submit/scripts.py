@@ -26,6 +26,8 @@ OWNED = (
 )  # fmt: skip
 # How long before the time limit Slurm warns: a save of a large model to a busy file system fits in.
 WARNING_S = 120
+# Below this a job would be warned before its run has begun, turn after turn.
+SHORTEST_S = 3 * WARNING_S
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Queue:
                 rule="it is M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; behind another field, minutes and seconds end at 59 and hours at 23",
                 remedy="for example 12:00:00",
             )
+        if self.time is not None and 0 < _seconds(self.time) < SHORTEST_S:  # 0 is Slurm's word for no limit
+            raise ConfigError(
+                f"--time {self.time!r}", rule=f"jobs are warned {WARNING_S} s before it ends, and take minutes to begin",
+                remedy=f"give {SHORTEST_S // 60} minutes or more",
+            )  # fmt: skip
         for option in self.options:
             if not _OPTION.fullmatch(option):
                 raise ConfigError(
@@ -59,6 +66,17 @@ class Queue:
                     f"--sbatch {option!r}", rule=f"the jobs depend on what submit itself says of {name}",
                     remedy="use submit's own flags (--nodes, --gpus-per-node, --time), or leave it out",
                 )  # fmt: skip
+
+
+def _seconds(time: str) -> int:
+    """Of a time in one of Slurm's forms; see `_TIME`."""
+    days, dash, rest = time.rpartition("-")
+    fields = [int(field) for field in rest.split(":")]
+    if dash:  # D-H, D-H:M, D-H:M:S
+        hours, minutes, seconds = [*fields, 0, 0][:3]
+    else:  # M, M:S, H:M:S
+        hours, minutes, seconds = fields if len(fields) == 3 else [0, *fields, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def check_path(path: Path, *, what: str) -> str:
@@ -140,5 +158,5 @@ def render(graph: Graph, stage: Stage, machines: Machines, queue: Queue) -> str:
         f"names=({names})",
         "",
     ]
-    body = (Path(__file__).parent / "task.sh").read_text(encoding="utf-8")
-    return "\n".join(head) + body
+    parts = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("turns.sh", "task.sh")]
+    return "\n".join([*head, *parts])

@@ -52,7 +52,7 @@ start() { # SLOT WORK
   fi
 }
 
-began=$(date +%s)
+marks=()
 ours=()
 worst=0
 again=0
@@ -63,24 +63,12 @@ for ((slot = 0; slot < slots; slot++)); do
     again=1
     break
   fi
+  marks+=("$(mark_of "$out/jobs/${names[index]}.json")")
   start "$slot" "${works[index]}" >>"$logs/${names[index]}.log" 2>&1 &
   pids+=($!)
   ours+=("$index")
   [[ $signals -eq 0 ]] || tell "$!" # it came before `forward` knew this one
 done
-
-# The exit code of a child, however often a trapped signal interrupts the waiting.
-await() { # PID
-  local code=0 again seen=0
-  wait "$1" || code=$?
-  while [[ $signals -gt $seen ]]; do
-    seen=$signals
-    again=0
-    wait "$1" || again=$?
-    [[ $again -eq 127 ]] || code=$again # 127: it had ended, and the first answer was its own
-  done
-  return "$code"
-}
 
 for position in "${!pids[@]}"; do
   code=0
@@ -89,10 +77,16 @@ for position in "${!pids[@]}"; do
   if [[ $code -ne 0 && $verb == job ]]; then
     # Launchers replace exit codes with their own; what the job recorded is the truth.
     recorded=0
-    "${entry[@]}" status "$out" --exit-code --job "$name" --since "$began" || recorded=$?
-    code=$((recorded <= 1 ? code : recorded)) # 1: nothing was recorded since
-    # Warned before it was ready to answer, while it imported or found its data: nothing is lost, nothing recorded.
-    if [[ $signals -gt 0 && $recorded -eq 1 ]]; then code=75; fi
+    "${entry[@]}" status "$out" --exit-code --job "$name" --after "${marks[position]}" || recorded=$?
+    if [[ $recorded -ne $nothing_recorded ]]; then
+      code=$((recorded == 0 ? code : recorded))
+    elif [[ $signals -gt 0 ]]; then
+      code=75 # warned before it was ready to answer, while it imported or found its data: nothing is lost
+    fi
+    if [[ $code -eq 75 ]]; then
+      progress=$("${entry[@]}" status "$out" --progress --job "$name") || progress=0
+      worth_another "$logs/$name.turns" "${progress:-0}" || code=1
+    fi
   fi
   echo "$name: exit code $code"
   if [[ $code -eq 75 ]]; then again=1; elif [[ $code -gt $worst ]]; then worst=$code; fi
@@ -103,7 +97,7 @@ if [[ $again -eq 1 ]]; then
     echo "preempted after saving; asking for another turn (restart ${SLURM_RESTART_COUNT:-0})"
     id=$SLURM_JOB_ID
     [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || id=${SLURM_ARRAY_JOB_ID}_$task
-    scontrol requeue "$id"
+    ask_again "$id"
   fi
   exit 75
 fi

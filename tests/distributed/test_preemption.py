@@ -93,3 +93,35 @@ def test_a_refused_first_run_ends_with_its_own_code(root: Path, script: str, tin
     code = start(root, script, tiny.file, out, "--set", "teacher.path=/no/such/teacher").wait(timeout=300)
     assert code == 3, out.with_suffix(".log").read_text()[-3000:]
     assert not (out / "study.yaml").exists()
+
+
+def test_torchrun_restarts_after_a_rank_was_killed_and_the_run_ends_as_if_none_had_been(
+    root: Path, tiny: TinyStudy, tmp_path: Path
+) -> None:
+    """No signal asks for a save: the restart continues from the last checkpoint, and what was repeated is LOST."""
+    arms = [arm for arm in tiny.tree()["arms"] if arm["name"] == "no_kd"]
+    evaluation = {"curve_points": 0, "mlm_blocks": 16, "readout": None, "main": "mlm.loss"}
+    study = tiny.write(tmp_path / "study.yaml", arms=arms, budget="20 Gflop", evaluation=evaluation, checkpoints=10)
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    assert start(root, "torchrun.sh", study, calm).wait(timeout=400) == 0, calm.with_suffix(".log").read_text()[-3000:]
+
+    agent = start(root, "torchrun.sh", study, killed)
+    folder = killed / "arms" / "no_kd" / "seed-1"
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("checkpoints/step-*/manifest.json")):
+        assert agent.poll() is None, killed.with_suffix(".log").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks = json.loads((killed / "environment.json").read_text())["ranks"]
+    signs = {rank["rank"]: json.loads((killed / ".ranks" / f"rank-{rank['rank']}.json").read_text()) for rank in ranks}
+    os.kill(signs[1]["pid"], signal.SIGKILL)
+    assert agent.wait(timeout=400) == 0, killed.with_suffix(".log").read_text()[-3000:]
+
+    attempts = json.loads((killed / "jobs" / "study.json").read_text())["attempts"]
+    assert [attempt["ranks"] for attempt in attempts] == [2, 2], "torchrun began anew, once"
+    assert attempts[-1]["state"] == "done"
+    assert charges(killed) == charges(calm)
+    weights = [
+        (out / "arms" / "no_kd" / "seed-1" / "student" / "model.safetensors").read_bytes() for out in (calm, killed)
+    ]
+    assert weights[0] == weights[1]

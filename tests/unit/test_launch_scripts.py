@@ -120,6 +120,17 @@ def test_mpirun_gives_every_rank_its_threads_and_its_cores(root: Path, tmp_path:
     assert words.endswith("python-of-mine launch.py --study a b")
 
 
+def test_files_are_named_from_where_the_script_is_called(root: Path, tmp_path: Path, mpirun: dict[str, str]) -> None:
+    (tmp_path / "mine.yaml").touch()
+    for words in (("--study", "mine.yaml", "--out", "runs/a"), ("--study=mine.yaml", "--out=runs/a")):
+        subprocess.run(
+            ["bash", root / "launchers" / "mpirun.sh", *words], env=mpirun | {"RANKS": "1"}, cwd=tmp_path, check=True,
+            timeout=120,
+        )  # fmt: skip
+        said = (tmp_path / "words").read_text().strip().replace("=", " ")
+        assert said.endswith(f"launch.py --study {tmp_path}/mine.yaml --out {tmp_path}/runs/a")
+
+
 def test_mpirun_counts_ranks_by_the_slots_of_its_hostfile(root: Path, tmp_path: Path, mpirun: dict[str, str]) -> None:
     (tmp_path / "hosts").write_text("node1 slots=3\n# spare\nnode2 slots=2\n", encoding="ascii")
     environment = mpirun | {"HOSTFILE": str(tmp_path / "hosts"), "HF_HOME": "/shared/hf"}
@@ -232,9 +243,10 @@ def slurm(tmp_path: Path, root: Path) -> dict[str, str]:
 
 
 def batch(
-    root: Path, slurm: dict[str, str], body: str, *, warn: bool, out: Path = Path("y")
+    root: Path, slurm: dict[str, str], body: str, *, warn: bool, out: Path | None = None
 ) -> tuple[int, Path]:  # fmt: skip
     marks = Path(slurm["MARKS"])
+    out = out or marks / "y"
     process = subprocess.Popen(
         ["bash", root / "launchers" / "slurm.sbatch", "--study", "x", "--out", str(out)], env={**slurm, "RANK_BODY": body},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -253,7 +265,7 @@ def test_a_warned_job_waits_for_the_save_and_asks_for_another_turn(root: Path, s
     assert (marks / "scontrol").read_text() == "requeue 4711\n"
     words = (marks / "srun").read_text()
     assert "--cpus-per-task=6" in words
-    assert words.rstrip().endswith("launch.py --study x --out y --auto-resume")
+    assert words.rstrip().endswith(f"launch.py --study x --out {marks}/y --auto-resume")
 
 
 def test_a_job_warned_while_it_starts_comes_back_too(root: Path, slurm: dict[str, str]) -> None:
@@ -281,6 +293,39 @@ def test_a_job_whose_run_was_preempted_comes_back_though_srun_says_143(root: Pat
     body = RECORD.replace("{}", "interrupted 75").replace("exit 1", "exit 143")
     assert batch(root, slurm, body, warn=False, out=marks / "out")[0] == 75
     assert (marks / "scontrol").read_text() == "requeue 4711\n"
+
+
+@pytest.mark.parametrize("warn", [True, False], ids=["warned at once", "hangs"])
+def test_a_hopeless_job_gets_no_more_turns_than_it_was_given(root: Path, slurm: dict[str, str], warn: bool) -> None:
+    """Each turn records that it hung, or is warned before it can begin; no turn brings a step."""
+    marks = Path(slurm["MARKS"])
+    body = "sleep 20" if warn else RECORD.replace("{}", "interrupted 75")
+    codes = []
+    for turn in range(2):
+        (marks / "ready").unlink(missing_ok=True)
+        codes.append(
+            batch(root, slurm | {"TURNS": "2", "SLURM_RESTART_COUNT": str(turn)}, body, warn=warn, out=marks / "out")[0]
+        )
+        if not warn:
+            time.sleep(1)  # its stand-in writes the time in seconds: the next turn's word must differ
+    if not warn:  # the first turn leaves its first file, which counts as a result
+        codes.append(batch(root, slurm | {"TURNS": "2"}, body, warn=warn, out=marks / "out")[0])
+        codes = codes[1:]
+    assert codes == [75, 1]
+
+
+def test_a_warned_job_that_recorded_a_failure_is_not_requeued(root: Path, slurm: dict[str, str]) -> None:
+    marks = Path(slurm["MARKS"])
+    record = RECORD.replace("{}", "failed 1").replace('"$MARKS/out', '"$MARKS/y')
+    code, _ = batch(root, slurm, f"trap '' USR1; touch \"$MARKS/ready\"; sleep 1; {record}", warn=True)
+    assert code == 1
+    assert not (marks / "scontrol").exists()
+
+
+def test_a_queue_that_does_not_answer_does_not_hide_the_75(root: Path, slurm: dict[str, str]) -> None:
+    marks = Path(slurm["MARKS"])
+    stand_in(marks / "bin", "scontrol", "[[ $1 == show ]] && { echo node1; exit; }; exit 1")
+    assert batch(root, slurm, "exit 75", warn=False)[0] == 75
 
 
 def test_a_job_without_a_directory_to_come_back_to_is_refused(root: Path, slurm: dict[str, str]) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
 
-from harness import cli, runs
+from harness import cli, recorded, runs
 from harness.errors import ConfigError
+from harness.jobs import WHOLE, JobRecord
 from harness.rundir import RunDirectory
 from harness.study import validate
 from harness.sweep.conduct import SweepConductor
 from tests.support.tiny import TinyStudy
+from tests.unit.test_sweep_run import sweep
 
 STUDY = {"name": "s", "budget": "1000 flop", "arms": [{"name": "a", "objective": "mlm"}], "seeds": [1, 2]}
 
@@ -57,7 +59,7 @@ def test_a_first_failure_under_a_scheduler_leaves_its_true_code(
     out = tmp_path / "new" / "out"
     filled = [str(tiny.file) if word == "{tiny}" else word for word in words]
     assert refuse("--out", str(out), "--auto-resume", *filled) == code
-    assert cli.main(["status", str(out), "--exit-code", "--since", "0"]) == code
+    assert cli.main(["status", str(out), "--exit-code", "--after", "before"]) == code
     with pytest.raises(ConfigError, match=f"exit code {code}"):
         runs.read(out)
     # The corrected run finds a directory that it may use, and its own status is then the last word.
@@ -95,14 +97,52 @@ def test_a_refused_run_rewrites_neither_study_nor_status_of_a_finished_one(finis
 
 
 def test_what_is_refused_after_it_opened_a_finished_study_is_not_taken_for_done(tmp_path: Path, finished: Path) -> None:
-    """Its status is put back as it was: a new date on the file, the old time inside."""
+    """Its status is put back as it was: a new date on the file, the old content."""
     directory = RunDirectory(finished)
-    began = float(json.loads((finished / "status.json").read_text())["time"]) + runs.SKEW_S + 5
+    before = recorded.mark(finished)
     directory.open(validate(STUDY, where="test"), resume=True)
     directory.refused()
     directory.close()
-    os.utime(finished / "status.json", (began + 1, began + 1))
-    assert runs.recorded_exit_code(finished, since=began) == 1
+    assert recorded.recorded_exit_code(finished, after=before) == recorded.NOTHING_RECORDED
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+def test_the_later_word_is_known_whatever_the_clock_said(
+    finished: Path, jump_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preemption recorded by a clock that is an hour off, then a refusal, then a preemption again."""
+    real = time.time
+
+    def preempted(jump_s: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+        record = JobRecord(finished, WHOLE)
+        record.begin(world=1)
+        RunDirectory(finished).status("interrupted", exit_code=75)
+        record.end("interrupted", exit_code=75)
+        monkeypatch.setattr(time, "time", real)
+
+    preempted(jump_s)
+    assert recorded.recorded_exit_code(finished) == 75
+    before = recorded.mark(finished)
+    assert recorded.recorded_exit_code(finished, after=before) == recorded.NOTHING_RECORDED, "a crash within seconds"
+    assert refuse("--study", "no_such_study", "--out", str(finished), "--auto-resume") == 2
+    assert recorded.recorded_exit_code(finished, after=before) == recorded.recorded_exit_code(finished) == 2
+    assert runs.read(finished).exit_code == 2
+    preempted(-jump_s)
+    assert recorded.recorded_exit_code(finished) == 75
+    # A hang: the status is written by the watching thread, the attempt has no end.
+    JobRecord(finished, WHOLE).begin(world=1)
+    assert recorded.recorded_exit_code(finished, after=before) == recorded.NOTHING_RECORDED, "killed as it began"
+    RunDirectory(finished).status("interrupted", exit_code=75, message="hang: rank 1")
+    assert recorded.recorded_exit_code(finished, after=before) == 75
+
+
+def test_the_mark_of_a_shell_is_the_mark_of_the_program(root: Path, finished: Path) -> None:
+    words = f'source "{root}/harness/submit/turns.sh"; mark_of "$1/status.json" "$1/jobs/study.json"'
+    for _ in range(2):
+        said = subprocess.run(["bash", "-c", words, "bash", str(finished)], capture_output=True, text=True, check=True)
+        assert said.stdout == recorded.mark(finished)
+        assert refuse("--study", "no_such_study", "--out", str(finished), "--auto-resume") == 2
 
 
 def test_a_refusal_behind_a_preemption_needs_a_person(finished: Path) -> None:
@@ -132,11 +172,17 @@ def test_a_refused_job_is_an_attempt_with_its_code(finished: Path, work: str, wo
     RunDirectory(finished).status("interrupted", exit_code=75)
     name = {"a:1": "train-a-seed-1", "evaluation:a:1": "evaluation-a-seed-1", "report": "report"}[work]
     assert refuse("job", work, "--out", str(finished), *words) == 2
-    assert runs.recorded_exit_code(finished, job=name, since=0) == 2
+    assert runs.recorded_exit_code(finished, job=name, after="before") == 2
     (attempts,) = [job["attempts"] for job in runs.read(finished).jobs if job["job"] == name]
     assert [attempt["exit_code"] for attempt in attempts] == [2]
     if work == "a:1":
         assert runs.read(finished).runs[0].state == "failed"
+
+
+@pytest.mark.parametrize("rank", [["--local_rank", "0"], ["--local_rank=0"], ["--local-rank", "0"]])
+def test_a_job_is_known_behind_the_word_that_a_launcher_puts_before_it(finished: Path, rank: list[str]) -> None:
+    assert refuse(*rank, "job", "a:1", "--out", str(finished), "--bugdet", "x") == 2
+    assert recorded.recorded_exit_code(finished, job="train-a-seed-1") == 2
 
 
 def test_a_refused_sweep_can_begin_where_it_was_refused_but_not_in_a_studys_directory(
@@ -157,6 +203,19 @@ def test_a_refused_sweep_can_begin_where_it_was_refused_but_not_in_a_studys_dire
     for place in (finished, tmp_path):
         with pytest.raises(ConfigError, match="no sweep"):
             conductor(place)._open()
+
+
+def test_a_sweep_refused_behind_a_preemption_needs_a_person(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tiny, tmp_path, sweep={"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"]})
+    RunDirectory(tmp_path).status("interrupted", exit_code=75)
+    assert cli.main(["status", str(tmp_path)]) == 75
+    assert refuse("--study", "no_such_study", "--out", str(tmp_path), "--auto-resume") == 2
+    capsys.readouterr()
+    assert cli.main(["status", str(tmp_path), "--exit-code"]) == 2
+    assert cli.main(["status", str(tmp_path)]) == 1
+    assert "no_such_study" in capsys.readouterr().out
 
 
 # -- through torchrun.sh, with a stand-in that hides its ranks' exit codes as torchrun does --------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import cli, runs
+from harness import cli, recorded, runs
 from harness.errors import ConfigError
 from harness.jobs import JobDirectory, JobRecord, Work, open_alone
 from harness.rundir import RunDirectory
@@ -248,8 +248,46 @@ def test_what_an_earlier_attempt_recorded_is_not_this_ones(out: Path, job: str |
     trial(out)
     attempt(out, "interrupted", exit_code=75, message="preempted")
     RunDirectory(out).status("interrupted", exit_code=75)
-    file = out / ("status.json" if job is None else f"jobs/{job}.json")
-    recorded = file.stat().st_mtime
-    assert runs.recorded_exit_code(out, job=job, since=recorded - 5) == 75
-    assert runs.recorded_exit_code(out, job=job, since=recorded + runs.SKEW_S + 1) == 1
-    assert runs.recorded_exit_code(out, job="nobody", since=0) == 1
+    before = recorded.mark(out, job=job)
+    assert runs.recorded_exit_code(out, job=job) == 75
+    assert runs.recorded_exit_code(out, job=job, after=before) == recorded.NOTHING_RECORDED
+    assert (
+        runs.recorded_exit_code(out, job="nobody", after=recorded.mark(out, job="nobody")) == recorded.NOTHING_RECORDED
+    )
+    if job is None:
+        RunDirectory(out).status("interrupted", exit_code=75)
+    else:
+        attempt(out, "interrupted", exit_code=75, message="preempted again")
+    assert runs.recorded_exit_code(out, job=job, after=before) == 75
+    # A crash that records 1 is an end; one that records nothing is none.
+    if job is None:
+        RunDirectory(out).status("failed", exit_code=1)
+        assert runs.recorded_exit_code(out, after=before) == 1
+        RunDirectory(out).status("running")
+    else:
+        attempt(out, "failed", exit_code=1)
+        assert runs.recorded_exit_code(out, job=job, after=before) == 1
+        attempt(out, "running")
+    assert runs.recorded_exit_code(out, job=job, after=before) == recorded.NOTHING_RECORDED
+
+
+def test_progress_grows_with_steps_and_results_and_with_nothing_else(out: Path) -> None:
+    def now(job: str | None) -> int:
+        return recorded.progress(out, job=job)
+
+    jobs = (None, "train-a-seed-1", "evaluation-a-seed-1")
+    assert now("train-a-seed-1") == 0
+    folder = trial(out)
+    before = {job: now(job) for job in jobs}
+    assert before["train-a-seed-1"] > now("train-a-seed-2") == 0
+    attempt(out, "interrupted", exit_code=75, message="hang: rank 1")
+    (folder / "checkpoints" / "step-5").mkdir(parents=True)
+    (folder / "checkpoints" / "step-5" / "manifest.json").write_text("{}")
+    (out / ".ranks").mkdir()
+    (out / ".ranks" / "rank-0.json").write_text("{}")
+    assert {job: now(job) for job in jobs} == before, "a turn that hung did nothing"
+    with (folder / "ledger.jsonl").open("w") as ledger:
+        ledger.write('{"step": 6, "charges": [], "spent": 300}\n')
+    assert {job: now(job) for job in jobs} == {job: value + 1 for job, value in before.items()}
+    (folder / "evaluation.json").write_text("{}")
+    assert now("evaluation-a-seed-1") == before["evaluation-a-seed-1"] + 2

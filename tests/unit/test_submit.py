@@ -8,6 +8,8 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -264,7 +266,8 @@ class Scheduler:
 if [[ -e {self.folder}/full ]] && [[ $n -ge $(cat {self.folder}/full) ]]; then echo "QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi
 n=$((n + 1)); echo "$n" > {self.folder}/number
 script="${{@: -1}}"; name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
-echo "$n $name $*" >> {self.folder}/calls; echo "$n $name" >> {self.queue}; echo "$n;cluster" """,
+[[ ! -e {self.folder}/slow ]] || {{ touch {self.folder}/asked; sleep "$(cat {self.folder}/slow)"; }}
+echo "$n $name $*" >> {self.folder}/calls; echo "$n $script" >> {self.queue}; echo "$n;cluster" """,
         )
         self.stub("squeue", f"cat {self.queue}")
         monkeypatch.setenv("PATH", f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
@@ -357,9 +360,64 @@ def test_a_number_that_another_study_has_now_is_not_taken_for_ours(
     tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler
 ) -> None:
     assert again(tiny, tmp_path / "out") == 0
-    scheduler.queue.write_text("104 somebody-else\n")
+    scheduler.queue.write_text("104 /elsewhere/jobs/report.sbatch\n")
     assert again(tiny, tmp_path / "out") == 0
     assert len(scheduler.calls()) == 8
+
+
+def test_new_work_of_a_stage_that_has_ended_is_never_dropped(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert again(tiny, out, "--seeds", "1") == 0
+    scheduler.ended(101, 102, 103)
+    capsys.readouterr()
+    assert again(tiny, out, "--seeds", "1,2") == 2
+    said = capsys.readouterr().err
+    assert "arms" in said
+    assert "scancel 104" in said
+    # A stage that the first submission did not have.
+    assert again(tiny, out, "--seeds", "1", "--allow", "study", "--set", 'controls=["equal_tokens"]') == 2
+    assert len(scheduler.calls()) == 4
+    scheduler.ended(104)
+    assert again(tiny, out, "--seeds", "1,2") == 0
+    assert len(scheduler.calls()) >= 8
+
+
+def test_a_submission_that_was_killed_while_sbatch_was_at_work_puts_no_job_into_the_queue_twice(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, root: Path
+) -> None:
+    out = tmp_path / "out"
+    (scheduler.folder / "slow").write_text("3")
+    words = ["submit", "--study", str(tiny.file), "--gpus-per-run", "4", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, str(root / "launch.py"), *words], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (scheduler.folder / "asked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert again(tiny, out) == 2, "its sbatch is still at it"
+    while not scheduler.calls():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    (scheduler.folder / "slow").unlink()
+    assert again(tiny, out) == 0
+    assert stages(scheduler.calls()) == ["cache", "arms", "evaluation", "report"]
+    assert scheduler.calls()[1][4] == "--dependency=afterok:101"
+    assert json.loads((out / "jobs" / "submitted.json").read_text())["cache"]["job"] == "101"
+
+
+@pytest.mark.parametrize("time", ["1", "2", "5:59", "0:5:59", "00:02:00", "0-0:3", "0-0:5:59"])
+def test_a_time_that_is_warned_before_a_run_can_begin_is_refused(time: str) -> None:
+    with pytest.raises(ConfigError, match="warned 120 s before"):
+        Queue(time=time)
+
+
+@pytest.mark.parametrize("time", ["0", "6", "6:00", "0:6:00", "0-1", "0-0:6", "1-0"])
+def test_a_time_in_which_a_run_can_begin_is_taken(time: str) -> None:
+    assert Queue(time=time).time == time
 
 
 def test_submit_refuses_before_it_writes(tiny: TinyStudy, tmp_path: Path, root: Path) -> None:

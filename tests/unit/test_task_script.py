@@ -16,8 +16,9 @@ from harness.submit.scripts import Queue, write
 from tests.unit.test_launch_scripts import stand_in, until
 from tests.unit.test_submit import study
 
-# A run that saves when it is warned; `status` has recorded nothing.
-RUN = """[[ " $* " != *" status "* ]] || exit 1
+# A run that saves when it is warned; `status` knows what is in $MARKS.
+RUN = """[[ " $* " != *" --progress "* ]] || { cat "$MARKS/progress" 2>/dev/null || echo 0; exit 0; }
+[[ " $* " != *" status "* ]] || exit "$(cat "$MARKS/recorded" 2>/dev/null || echo 66)"
 trap 'touch "$MARKS/saved-$3"; exit 75' USR1
 touch "$MARKS/started-$3"
 eval "$AT_START"
@@ -80,6 +81,43 @@ def test_ranks_of_one_run_are_not_ended_by_the_first_that_leaves(script: Path) -
     words = (folder / "srun").read_text().splitlines()
     assert len(words) == 2
     assert all("--kill-on-bad-exit=0" in line and "--wait=60" in line for line in words)
+
+
+def queued(script: Path) -> dict[str, str]:
+    """Under a Slurm whose srun becomes the run and whose scontrol writes down what it is asked."""
+    folder = script.parent.parent
+    stand_in(folder / "bin", "srun", 'while [[ $1 != */run ]]; do shift; done; exec "$@"')
+    stand_in(folder / "bin", "scontrol", 'echo "$@" >> "$MARKS/scontrol"; exit "${REFUSES:-0}"')
+    return {"SLURM_JOB_ID": "7"}
+
+
+def test_a_hopeless_task_gets_no_more_turns_than_it_was_given(script: Path) -> None:
+    """It hangs every time: 75 is recorded, and no step is new."""
+    slurm, folder = queued(script), script.parent.parent
+    (folder / "recorded").write_text("75")
+    hang = slurm | {"AT_START": "exit 1", "TURNS": "3"}
+    assert [start(script, **hang).wait(timeout=30) for _ in range(2)] == [75, 75]
+    (folder / "progress").write_text("8")  # a new step gives it all its turns again
+    assert [start(script, **hang).wait(timeout=30) for _ in range(4)] == [75, 75, 75, 1]
+    assert len((folder / "scontrol").read_text().splitlines()) == 5
+    assert start(script, **hang).wait(timeout=30) == 75, "who starts it again has looked"
+
+
+def test_a_warned_run_that_recorded_a_failure_is_not_asked_to_come_again(script: Path) -> None:
+    slurm, folder = queued(script), script.parent.parent
+    (folder / "recorded").write_text("1")
+    process = start(script, **slurm, AT_START="trap 'exit 143' USR1")
+    for name in ("a:1", "a:2"):
+        until(folder / f"started-{name}")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=30) == 1
+    assert not (folder / "scontrol").exists()
+
+
+def test_a_queue_that_does_not_answer_does_not_hide_that_the_task_can_go_on(script: Path) -> None:
+    slurm = queued(script)
+    assert start(script, **slurm, AT_START="exit 75", REFUSES="1").wait(timeout=30) == 75
 
 
 def test_a_signal_between_two_tasks_of_a_local_submission_ends_it(
