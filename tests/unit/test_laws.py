@@ -279,11 +279,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_what_was
 def test_a_refused_run_leaves_a_finished_one_as_it_was(
     tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other software, or a tracker that cannot be opened: refused, and nothing of the finished run has changed."""
+    """Another tracker's name, or other software: refused, and nothing of the finished run has changed."""
     out = tmp_path / "run"
     run(tiny, out, "--arms", "no_kd")
     kept = {name: (out / name).read_bytes() for name in ("study.yaml", "status.json")}
-    run(tiny, out, "--arms", "no_kd", "--track", "jsonl=/proc/nope/x", code=2)
+    run(tiny, out, "--arms", "no_kd", "--track", "nope", code=2)
     assert {name: (out / name).read_bytes() for name in kept} == kept
     made_by = json.loads((out / "identity.json").read_text(encoding="utf-8"))
     made_by["identity"]["code"]["torch"] = "0.1"

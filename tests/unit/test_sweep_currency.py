@@ -87,4 +87,4 @@ def test_every_small_study_whose_costs_are_known_in_device_time_has_its_deciding
         assert study.evaluation.main == "readout.loss"
         assert study.evaluation.readout is not None
         assert study.evaluation.readout.on_curve, study.name
-        assert study.evaluation.curve_points >= 2, study.name
+        assert study.evaluation.curve_points >= 1, study.name  # between the untrained student and the end
