@@ -57,10 +57,11 @@ def as_own(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     adopted = copy.deepcopy(then)
     for key in OWN:
         *parents, last = key.split(".")
-        there, here = adopted.get("study", {}), now["study"]
+        there, here = adopted.get("study"), now["study"]
         for part in parents:
-            there, here = there.get(part, {}), here[part]
-        there[last] = here[last]
+            there, here = there.get(part) if isinstance(there, dict) else None, here[part]
+        if isinstance(there, dict):  # else it is no trunk of ours, and the comparison says so
+            there[last] = here[last]
     return adopted
 
 

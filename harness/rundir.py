@@ -31,6 +31,8 @@ SWEEP = "sweep.yaml"  # instead of a study's: the directory of a sweep
 IDENTITY = "identity.json"
 # Records and locks of every attempt and job; may be there before there is a study (see harness.refusal).
 JOBS = "jobs"
+# In JOBS: held by a `submit` while it hands jobs over, and by the sbatch it started.
+SUBMITTING = ".submitting"
 # Who holds the lock. The system frees a dead process's lock, this file stays: then it tells of a run that was killed.
 HOLDER = ".holder.json"
 # The temporary files of `replace`: .NAME.HOST.PROCESS
@@ -117,18 +119,26 @@ class RunDirectory:
             self.release()
             raise
 
+    def merged(self, study: StudySpec, allowed: frozenset[str] = frozenset()) -> StudySpec:
+        """The study that `open` would return; nothing is written.
+
+        Raises:
+            ConfigError: foreign files, or another study.
+        """
+        if (self.root / STUDY).exists():
+            return self._merge(load_study(self.root), study, allowed)
+        others = foreign(self.root)
+        if others:
+            raise ConfigError(
+                f"output directory {self.root} holds {others[0]}", rule="it is not a study of this harness",
+                remedy="choose an empty or new --out",
+            )  # fmt: skip
+        return study
+
     def _enter(self, study: StudySpec, *, resume: bool, allowed: frozenset[str]) -> StudySpec:
         file = self.root / STUDY
-        if not file.exists():
-            others = foreign(self.root)
-            if others:
-                raise ConfigError(
-                    f"output directory {self.root} holds {others[0]}", rule="it is not a study of this harness",
-                    remedy="choose an empty or new --out",
-                )  # fmt: skip
-            merged = study
-        else:
-            merged = self._merge(load_study(self.root), study, allowed)
+        merged = self.merged(study, allowed)
+        if file.exists():
             state = (read_json(self.root / STATUS) or {}).get("state")
             if state != "done" and not resume:
                 raise ConfigError(
@@ -246,7 +256,7 @@ def foreign(root: Path) -> list[str]:
     found = {place.name for place in root.iterdir()} - {".lock", HOLDER} if root.is_dir() else set()
     found = {name for name in found if not _LEFT.fullmatch(name)}
     jobs = [place.name for place in (root / JOBS).glob("*")] if JOBS in found else []
-    if all(name.endswith((".json", ".lock")) or _LEFT.fullmatch(name) for name in jobs):
+    if all(name.endswith((".json", ".lock", SUBMITTING)) or _LEFT.fullmatch(name) for name in jobs):
         found.discard(JOBS)
     return sorted(found)
 

@@ -48,6 +48,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(threads_per_rank "$RANKS_PER_NODE")}
 # torchrun kills ranks this long after it asked them to stop; a save of a large model takes longer than its 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SHUTDOWN_S:-300}
 
+# A store of their own for the ranks of every start. They would share the agent's otherwise, which torchrun keeps across
+# restarts: restarted ranks then find the addresses of the dead ones in it and wait for them until they time out.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 # is_host is said outright: torchrun otherwise compares MASTER_ADDR with this machine's name, which on many
 # machines resolves to the loopback address, and then nobody opens the rendezvous.
 is_host=$((NODE_RANK == 0 ? 1 : 0))

@@ -67,7 +67,7 @@ def run_sweep(
             before=before,
         )  # fmt: skip
 
-    SweepConductor(sweep, root, ranks, run_one, tell.say, opened).run()
+    SweepConductor(sweep, root, ranks, run_one, tell.say, opened, allowed).run()
     if ranks.is_main and show:
         show_sweep(root, as_json=options.json)
     ranks.barrier()

@@ -54,7 +54,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     from harness.rundir import STUDY
     from harness.submit import execute as execution
     from harness.submit.graph import Machines, build
-    from harness.submit.scripts import Queue, check_path, write
+    from harness.submit.scripts import Queue, check_path, scripts_of, write
 
     refuse_mixed_currencies(study.limit.unit, budget=study.budget, allowed=allowed)
     machines = Machines(options.gpus_per_run, options.gpus_per_node, gpus=not options.cpu, nodes=options.nodes)
@@ -70,16 +70,24 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         teacher = teacher_study(options.teacher_study, out)
         study = study.model_copy(update={"teacher": with_path(study, teacher)})
     directory = JobDirectory(Path(out), [])  # jobs of an earlier submission may be entering
-    # Jobs read the study from its directory: what is edited after submission changes nothing.
-    study = directory.open(study, resume=True, allowed=allowed)
-    directory.close()
-    if teacher is not None:
-        write_study(teacher[0], Path(teacher[1]))
+    merged = directory.merged(study, allowed)
     graph = build(
-        study, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine, teacher=teacher,
+        merged, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine, teacher=teacher,
         allow=",".join(sorted(allowed)) or None, hang_timeout_s=options.hang_timeout,
     )  # fmt: skip
-    scripts = write(graph, machines, queue, command=shlex.join(["python", "launch.py", *given]))
+    scripts = scripts_of(graph, machines, queue)
+
+    def put() -> None:
+        # Jobs read the study from its directory: what is edited after submission changes nothing.
+        directory.open(study, resume=True, allowed=allowed)
+        directory.close()
+        if teacher is not None:
+            write_study(teacher[0], Path(teacher[1]))
+        write(graph, scripts, command=shlex.join(["python", "launch.py", *given]))
+
+    slurm = not (options.local or options.dry_run) and shutil.which("sbatch") is not None
+    if not slurm:
+        put()
     if options.json:
         print_json(graph.as_json())
     else:
@@ -99,8 +107,8 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
 
     if options.local:
         return execution.here(graph, scripts, tell=tell)
-    if not options.dry_run and shutil.which("sbatch"):
-        execution.to_slurm(graph, scripts, tell=tell)
+    if slurm:
+        execution.to_slurm(graph, scripts, write=put, tell=tell)
         tell(f"follow it: python launch.py status {out}")
     elif not options.dry_run:
         tell("no sbatch here: nothing was submitted; run with --local, or submit the files on a login node")

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from harness.engine.library import deepspeed_library
+from harness.errors import ConfigError
 from harness.hardware import has_cuda, usable_cores
 from harness.ranks import Ranks, free_port, from_environment
 
@@ -32,6 +33,8 @@ def connect(*, timeout_s: float = 1800.0) -> Ranks:
         os.environ[key] = str(value)
     os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
     os.environ.setdefault("MASTER_PORT", str(free_port() if ranks.world == 1 else 29500))
+    if ranks.world > 1:
+        _refuse_a_dead_rendezvous()
     backend = "nccl" if has_cuda() else "gloo"
     if has_cuda():
         torch.cuda.set_device(ranks.local_rank)
@@ -44,6 +47,23 @@ def connect(*, timeout_s: float = 1800.0) -> Ranks:
         ranks.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     _joined.append(ranks)
     return ranks
+
+
+def _refuse_a_dead_rendezvous() -> None:
+    """Ranks that torchrun starts anew must not look for each other in the store of those that died.
+
+    torchrun lends the ranks its agent's store and keeps it across restarts without a prefix for each (torch 2.13,
+    torch/distributed/elastic/rendezvous/dynamic_rendezvous.py); gloo then finds the addresses of dead ranks and waits
+    for them until its time is out. Which restart this is cannot be told over several agents: each counts its own.
+    """
+    if (
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    ):
+        raise ConfigError(
+            "restarted by torchrun", rule="its ranks would wait for those that died: torchrun keeps their addresses",
+            remedy="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, as launchers/torchrun.sh does, and start again",
+        )  # fmt: skip
 
 
 def _leave() -> None:

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
-from harness.rundir import read_json, write_json
+from harness.rundir import SUBMITTING, make_folder, read_json, write_json
 from harness.submit.graph import Graph
+from harness.submit.scripts import Script
 
 Tell = Callable[[str], None]
 PREEMPTED = 75
 
 
-def to_slurm(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> dict[str, str]:
+def to_slurm(graph: Graph, scripts: dict[str, Script], *, write: Callable[[], None], tell: Tell) -> dict[str, str]:
     """Hand every stage to sbatch with its dependencies; returns {stage: job number}, also in OUT/jobs/submitted.json.
+
+    `write` puts the scripts and the study in their places. It is called once nothing in the queue forbids it: what is
+    refused before leaves all as it was.
 
     No stage is ever in the queue twice: after an sbatch that failed half-way, or a submission that was killed, the next goes on
     behind the last stage whose job is still there. When none is, all are handed over again; what they have done they do not repeat.
@@ -31,21 +35,23 @@ def to_slurm(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> dict[str,
             and has other work now, or whether any is cannot be found out; another `submit`, or its sbatch, is at it.
     """
     folder = Path(graph.out) / "jobs"
-    with (folder / ".submitting").open("w") as lock:
+    make_folder(folder)
+    with (folder / SUBMITTING).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(str(folder), rule="another submit is at work here", remedy="wait for it") from None
-        return _hand_over(graph, scripts, folder / "submitted.json", tell, lock=lock.fileno())
+        return _hand_over(graph, scripts, folder / "submitted.json", write, tell, lock=lock.fileno())
 
 
 def _hand_over(
-    graph: Graph, scripts: dict[str, Path], file: Path, tell: Tell, *, lock: int
+    graph: Graph, scripts: dict[str, Script], file: Path, write: Callable[[], None], tell: Tell, *, lock: int
 ) -> dict[str, str]:  # fmt: skip
     known = _submitted(file)
     queue = _queue(file) if known else {}
-    queued = {name: queue[str(scripts[name])] for name in known if name in scripts and str(scripts[name]) in queue}
-    digests = {name: hashlib.sha256(script.read_bytes()).hexdigest() for name, script in scripts.items()}
+    paths = {name: str(script.path) for name, script in scripts.items()}
+    queued = {name: queue[paths[name]] for name in known if name in paths and paths[name] in queue}
+    digests = {name: hashlib.sha256(script.text.encode()).hexdigest() for name, script in scripts.items()}
     # Stages wait for each other in this order: those before the last one in the queue have had their turn, or have it.
     names = [stage.name for stage in graph.stages]
     behind = max((names.index(name) + 1 for name in queued), default=0)
@@ -57,6 +63,7 @@ def _hand_over(
             else f"it has new work, and job {next(iter(queued.values()))} of a later stage is still in the queue",
             remedy=f"submit with the same flags, wait for those jobs, or first: scancel {' '.join(queued.values())}",
         )  # fmt: skip
+    write()
     handed = {name: {**known[name], "job": queued.get(name, known[name]["job"])} for name in names[:behind]}
     for name, job in handed.items():
         tell(f"{name}: job {job['job']}, {'is in the queue' if name in queued else 'has ended'}; not submitted again")
@@ -67,14 +74,14 @@ def _hand_over(
         # Before and after: whoever is killed in between leaves the intent, and sbatch, which goes on without us, the lock.
         write_json(file, {**handed, stage.name: {"job": "", "script": digests[stage.name]}})
         result = subprocess.run(
-            [*command, str(scripts[stage.name])], capture_output=True, text=True, check=False, pass_fds=(lock,)
+            [*command, paths[stage.name]], capture_output=True, text=True, check=False, pass_fds=(lock,)
         )
         # --parsable prints NUMBER, or NUMBER;CLUSTER
         number = result.stdout.strip().partition(";")[0]
         if result.returncode or not number.isdigit():
             there = ", ".join(f"{name} {job['job']}" for name, job in handed.items())
             raise ConfigError(
-                f"sbatch {scripts[stage.name].name}", rule=(result.stderr.strip() or "it gave no job number"),
+                f"sbatch {scripts[stage.name].path.name}", rule=(result.stderr.strip() or "it gave no job number"),
                 remedy="correct the flags" + (
                     f"; already in the queue: {there}. The same command again goes on behind them; for other flags, first: "
                     f"scancel {' '.join(job['job'] for job in handed.values())}" if there else ""
@@ -117,7 +124,7 @@ def _queue(file: Path) -> dict[str, str]:
     return {row[1].strip(): row[0] for row in rows if len(row) == 2}
 
 
-def here(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> int:
+def here(graph: Graph, scripts: dict[str, Script], *, tell: Tell) -> int:
     """Run every stage on this machine; returns the exit code of the last one, or 75 when a signal stopped it.
 
     A stage whose need failed is left out, as the scheduler would.
@@ -150,7 +157,7 @@ def here(graph: Graph, scripts: dict[str, Path], *, tell: Tell) -> int:
                     return PREEMPTED
                 # A session of its own: a Ctrl-C reaches the jobs once, through us.
                 process = subprocess.Popen(
-                    ["bash", str(scripts[stage.name]), str(task)], env=environment, start_new_session=True
+                    ["bash", str(scripts[stage.name].path), str(task)], env=environment, start_new_session=True
                 )
                 running[:] = [process]
                 if stopped:  # asked while it started, when `stop` did not know it yet; to hear it twice does no harm

@@ -100,18 +100,33 @@ def entry() -> list[str]:
     return [sys.executable, str(script)] if script.is_file() else [sys.executable, "-m", "harness"]
 
 
-def write(graph: Graph, machines: Machines, queue: Queue, *, command: str = "") -> dict[str, Path]:
-    """Write OUT/jobs/<stage>.sbatch and graph.json with the command that asked for them; returns every stage's script."""
+@dataclass(frozen=True)
+class Script:
+    """One stage's file: where it goes, and what it says."""
+
+    path: Path
+    text: str
+
+
+def scripts_of(graph: Graph, machines: Machines, queue: Queue) -> dict[str, Script]:
+    """{stage: its script in OUT/jobs}; nothing is written."""
+    folder = Path(graph.out) / "jobs"
+    return {
+        stage.name: Script(folder / f"{stage.name}.sbatch", render(graph, stage, machines, queue))
+        for stage in graph.stages
+    }
+
+
+def write(graph: Graph, scripts: dict[str, Script], *, command: str = "") -> None:
+    """Write the scripts, and graph.json with the command that asked for them."""
     folder = Path(graph.out) / "jobs"
     # With the logs: Slurm opens a job's output before its script could make the folder, and fails the job.
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    scripts = {stage.name: folder / f"{stage.name}.sbatch" for stage in graph.stages}
-    for stage in graph.stages:
-        scripts[stage.name].write_text(render(graph, stage, machines, queue), encoding="utf-8")
-        scripts[stage.name].chmod(0o755)
+    for script in scripts.values():
+        script.path.write_text(script.text, encoding="utf-8")
+        script.path.chmod(0o755)
     facts = {**graph.as_json(), "command": command}
     (folder / "graph.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return scripts
 
 
 def render(graph: Graph, stage: Stage, machines: Machines, queue: Queue) -> str:

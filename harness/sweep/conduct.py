@@ -25,7 +25,7 @@ from harness.ranks import Ranks
 from harness.rundir import STATUS, STUDY, SWEEP, RunDirectory, foreign, read_json, replace, write_json
 from harness.study import read_yaml
 from harness.sweep import stand_in
-from harness.sweep.expand import Sweep, expand
+from harness.sweep.expand import Point, Sweep, expand
 from harness.sweep.kinds import check_places
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def check(sweep: Sweep, try_out: Callable[[StudySpec], Any], *, complete: bool =
 class SweepConductor:
     """One sweep on these ranks; `run_one` trains, evaluates and reports one study in a directory.
 
-    `opened` is called on the main rank when the sweep's directory is its own.
+    `opened` is called on the main rank when the sweep's directory is its own; `allowed` are the kinds of difference accepted.
     """
 
     sweep: Sweep
@@ -80,6 +80,7 @@ class SweepConductor:
     run_one: RunOne
     tell: Callable[[str], None]
     opened: Callable[[], None] = lambda: None
+    allowed: frozenset[str] = frozenset()
     trained: dict[str, Path] = field(default_factory=dict)
     _before: dict[Path, bytes] = field(default_factory=dict)
 
@@ -100,9 +101,8 @@ class SweepConductor:
                     self.tell(f"teacher {run.name}: {run.study.limit} of training")
                 self.run_one(run.study, self.root / run.folder, lambda setting, directory: None)
             for number, point in enumerate(self.sweep.points, 1):
-                paths = {name: str(run.student(self.root).resolve()) for name, run in point.teachers.items()}
                 self.tell(f"point {number} of {len(self.sweep.points)}: {point.label}")
-                self.run_one(point.study(paths), self.root / point.folder, self._share)
+                self.run_one(self._study(point), self.root / point.folder, self._share)
             self.ranks.on_main(lambda: branch.forget_trunks(self.root))
             self.ranks.on_main(lambda: self._status("done"))
         except BaseException as error:
@@ -112,8 +112,16 @@ class SweepConductor:
         finally:
             self._place.close()
 
+    def _study(self, point: Point) -> StudySpec:
+        return point.study({name: str(run.student(self.root).resolve()) for name, run in point.teachers.items()})
+
     def _open(self) -> None:
-        """Lock the directory, which must be new or a sweep's, and make it this sweep's."""
+        """Lock the directory, which must be new or a sweep's, and make it this sweep's.
+
+        Raises:
+            ConfigError: another sweep's place, or one of its studies is another now and `allowed` does not say so: a point that
+                was added is not trained before.
+        """
         if not is_sweep(self.root) and ((self.root / STUDY).exists() or foreign(self.root)):
             raise ConfigError(
                 f"output directory {self.root}", rule="it holds something that is no sweep",
@@ -123,6 +131,10 @@ class SweepConductor:
         try:
             if is_sweep(self.root) and _done(self.root):
                 self._before = self._standing()
+            studies = {run.folder: run.study for run in self.sweep.teachers}
+            studies |= {point.folder: self._study(point) for point in self.sweep.points}
+            for folder, study in studies.items():
+                RunDirectory(self.root / folder).merged(study, self.allowed)
             replace(self.root / SWEEP, yaml.safe_dump(self.sweep.tree, sort_keys=False).encode())
             self.opened()
             self._status("running")

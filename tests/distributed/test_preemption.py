@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import cli
 from tests.support.tiny import TinyStudy
 
 pytestmark = pytest.mark.slow
@@ -29,7 +31,9 @@ def script(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def start(root: Path, script: str, study: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+def start(
+    root: Path, script: str, study: Path, out: Path, *more: str, largest_file: int | None = None
+) -> subprocess.Popen[bytes]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -41,7 +45,10 @@ def start(root: Path, script: str, study: Path, out: Path, *more: str) -> subpro
     words = [str(root / "launchers" / script), "--study", str(study), "--ds_config", engine, "--out", str(out), *more]
     words += ["--auto-resume"] if script == "mpirun.sh" else []  # torchrun.sh says it itself: it restarts
     with out.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=root)
+        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=root)
+    if largest_file is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    return process
 
 
 def charges(out: Path) -> list:
@@ -93,6 +100,29 @@ def test_a_refused_first_run_ends_with_its_own_code(root: Path, script: str, tin
     code = start(root, script, tiny.file, out, "--set", "teacher.path=/no/such/teacher").wait(timeout=300)
     assert code == 3, out.with_suffix(".log").read_text()[-3000:]
     assert not (out / "study.yaml").exists()
+
+
+def test_a_ledger_that_one_rank_cannot_write_ends_all_ranks_with_4(
+    root: Path, script: str, tiny: TinyStudy, tmp_path: Path
+) -> None:
+    """Only rank 0 writes it, and no rank waits for another there: the launcher ends those that did not notice."""
+    arms = [arm for arm in tiny.tree()["arms"] if arm["name"] == "no_kd"]
+    evaluation = {"curve_points": 0, "mlm_blocks": 16, "readout": None, "main": "mlm.loss"}
+    study = tiny.write(tmp_path / "study.yaml", arms=arms, budget="20 Gflop", evaluation=evaluation, checkpoints=0)
+    assert cli.main(["prefetch", "--study", str(study)]) == 0, "else the corpus would be too large a file"
+    out = tmp_path / "full"
+    process = start(root, script, study, out, largest_file=24_000)
+    code = process.wait(timeout=400)
+    log = out.with_suffix(".log").read_text()
+    assert code == 4, log[-3000:]
+    assert json.loads((out / "status.json").read_text())["exit_code"] == 4
+    ledger = out / "arms" / "no_kd" / "seed-1" / "ledger.jsonl"
+    assert 23_000 < ledger.stat().st_size <= 24_000, "it was the ledger that was full"
+    assert not [line for line in alive() if str(out) in line]
+
+
+def alive() -> list[str]:
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_torchrun_restarts_after_a_rank_was_killed_and_the_run_ends_as_if_none_had_been(

@@ -73,3 +73,14 @@ def test_waiting_threads_sleep_soon_unless_the_environment_says_how_they_wait(
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == expected
+
+
+def test_ranks_that_torchrun_restarted_around_a_shared_store_are_refused_at_once() -> None:
+    """They would find the addresses of the dead ranks in it, and wait for half an hour."""
+    restarted = WORDS["torchrun"] | {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from harness.engine import connect; connect()"],
+        env={**os.environ, **restarted}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert "ConfigError: restarted by torchrun" in done.stderr
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in done.stderr

@@ -21,7 +21,7 @@ from harness.errors import ConfigError
 from harness.jobs import Work
 from harness.study import StudySpec, validate
 from harness.submit.graph import Machines, build
-from harness.submit.scripts import Queue, check_path, write
+from harness.submit.scripts import Queue, check_path, scripts_of, write
 from tests.support.tiny import TinyStudy
 
 BASE = {
@@ -167,11 +167,13 @@ def test_scripts_say_what_slurm_must_know_and_parse(tmp_path: Path) -> None:
     machines = Machines(4, 8, nodes=2)
     found = build(study(), machines, out=str(tmp_path), study_file=f"{tmp_path}/study.yaml", ds_config=None)
     queue = Queue("gpu", "me", "12:00:00", ["--constraint=h100"])
-    scripts = write(found, machines, queue)
+    scripts = scripts_of(found, machines, queue)
+    assert not any(tmp_path.iterdir()), "nothing is written yet"
+    write(found, scripts)
     for script in scripts.values():
-        (output,) = re.findall(r"^#SBATCH --output=(.*)$", script.read_text(), re.MULTILINE)
+        (output,) = re.findall(r"^#SBATCH --output=(.*)$", script.path.read_text(), re.MULTILINE)
         assert Path(output).parent.is_dir(), "Slurm fails a job whose output it cannot open"
-    text = scripts["arms"].read_text()
+    text = scripts["arms"].path.read_text()
     for line in ("--array=0-4%2", "--gpus-per-node=8", "--nodes=1", "--partition=gpu", "--account=me", "--time=12:00:00",
                  "--signal=B:USR1@120", "--requeue", "--exclusive", "--constraint=h100"):  # fmt: skip
         assert f"#SBATCH {line}\n" in text
@@ -179,13 +181,13 @@ def test_scripts_say_what_slurm_must_know_and_parse(tmp_path: Path) -> None:
     first = re.search(r"^[^#\n]", text, re.MULTILINE)
     assert first is not None
     assert "#SBATCH" not in text[first.start() :]
-    assert "#SBATCH --gpus-per-node" not in scripts["cache"].read_text()
-    assert "#SBATCH --array" not in scripts["report"].read_text()
+    assert "#SBATCH --gpus-per-node" not in scripts["cache"].path.read_text()
+    assert "#SBATCH --array" not in scripts["report"].path.read_text()
     assert json.loads((tmp_path / "jobs" / "graph.json").read_text())["stages"][1]["tasks"] == 5
     for script in scripts.values():
-        assert subprocess.run(["bash", "-n", script]).returncode == 0
+        assert subprocess.run(["bash", "-n", script.path]).returncode == 0
         if shutil.which("shellcheck"):
-            said = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+            said = subprocess.run(["shellcheck", script.path], capture_output=True, text=True)
             assert said.returncode == 0, said.stdout
 
 
@@ -300,6 +302,10 @@ def again(tiny: TinyStudy, out: Path, *words: str) -> int:
     return cli.main(["submit", "--study", str(tiny.file), "--gpus-per-run", "4", "--out", str(out), *words])
 
 
+def contents(out: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
 def stages(calls: list[list[str]]) -> list[str]:
     return [Path(call[-1]).stem for call in calls]
 
@@ -339,7 +345,9 @@ def test_jobs_in_the_queue_with_other_flags_are_named_and_none_is_added(
 ) -> None:
     assert again(tiny, tmp_path / "out") == 0
     scheduler.ended(101)
+    before = contents(tmp_path / "out")
     assert again(tiny, tmp_path / "out", "--time", "1:00:00") == 2
+    assert contents(tmp_path / "out") == before, "its scripts and its study are those of the jobs in the queue"
     assert "scancel 102 103 104" in capsys.readouterr().err
     assert len(scheduler.calls()) == 4
 
@@ -372,12 +380,14 @@ def test_new_work_of_a_stage_that_has_ended_is_never_dropped(
     assert again(tiny, out, "--seeds", "1") == 0
     scheduler.ended(101, 102, 103)
     capsys.readouterr()
+    before = contents(out)
     assert again(tiny, out, "--seeds", "1,2") == 2
     said = capsys.readouterr().err
     assert "arms" in said
     assert "scancel 104" in said
     # A stage that the first submission did not have.
     assert again(tiny, out, "--seeds", "1", "--allow", "study", "--set", 'controls=["equal_tokens"]') == 2
+    assert contents(out) == before
     assert len(scheduler.calls()) == 4
     scheduler.ended(104)
     assert again(tiny, out, "--seeds", "1,2") == 0

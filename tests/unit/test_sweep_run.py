@@ -197,6 +197,21 @@ def test_a_refused_sweep_leaves_a_finished_one_as_it_was(shares: Path, tmp_path:
     assert cli.main(["status", str(shares)]) == 0
 
 
+def test_a_point_that_was_added_is_not_trained_before_another_is_refused(
+    shares: Path, tmp_path: Path, capsys: Any
+) -> None:
+    before, mine = standing(shares), tmp_path / "sweep.yaml"
+    tree = yaml.safe_load(before["sweep.yaml"])
+    tree["sweep"]["values"].insert(0, {"amortised_over": 8})
+    tree["arms"][1]["objective"] = "distilbert"  # its teacher is the same: only the points differ
+    mine.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    capsys.readouterr()
+    run(mine, shares, "--auto-resume", code=2)
+    assert "arm kd differs" in capsys.readouterr().err
+    assert standing(shares) == before
+    assert len(list((shares / "points").iterdir())) == 3
+
+
 def test_two_sweeps_never_work_in_one_directory(shares: Path, capsys: Any) -> None:
     from harness.rundir import RunDirectory
 

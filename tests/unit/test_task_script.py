@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.submit.graph import Machines, build
-from harness.submit.scripts import Queue, write
+from harness.submit.scripts import Queue, scripts_of, write
 from tests.unit.test_launch_scripts import stand_in, until
 from tests.unit.test_submit import study
 
@@ -30,7 +30,9 @@ def script(tmp_path: Path) -> Path:
     """The arms of a study, two at a time, and `run` in place of launch.py."""
     stand_in(tmp_path / "bin", "run", RUN)
     found = build(study(), Machines(1, 2, gpus=False), out=str(tmp_path), study_file="s.yaml", ds_config=None)
-    file = write(found, Machines(1, 2, gpus=False), Queue())["arms"]
+    scripts = scripts_of(found, Machines(1, 2, gpus=False), Queue())
+    write(found, scripts)
+    file = scripts["arms"].path
     text = re.sub(r"^entry=.*$", f"entry=({tmp_path}/bin/run launch.py)", file.read_text(), count=1, flags=re.MULTILINE)
     file.write_text(text)
     return file
@@ -127,9 +129,10 @@ def test_a_signal_between_two_tasks_of_a_local_submission_ends_it(
     from harness.submit import execute
 
     found = build(study(), Machines(1, 2, gpus=False), out=str(tmp_path), study_file="s.yaml", ds_config=None)
-    scripts = write(found, Machines(1, 2, gpus=False), Queue())
-    for file in scripts.values():
-        file.write_text("exec sleep 30\n")
+    scripts = scripts_of(found, Machines(1, 2, gpus=False), Queue())
+    write(found, scripts)
+    for script in scripts.values():
+        script.path.write_text("exec sleep 30\n")
 
     class Hasty(subprocess.Popen):
         def __init__(self, *words: object, **more: object) -> None:
