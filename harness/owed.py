@@ -1,7 +1,8 @@
 """What an arm owes before its first step: its teacher's training, and the search for its settings.
 
-Posted once, at step 0. Charged or only reported as the study's accounting says; in FLOPs wherever they are
-known, and in the budget's own unit where that is another.
+Posted once, at step 0. Charged or only reported as the study's accounting says; in FLOPs wherever they are known, in
+the budget's own unit where that is another, and a teacher's training that is charged in device time too: the verdict
+is given in both.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ def teacher_training(study: StudySpec, teacher: TeacherInfo, unit: Unit) -> Teac
     return TeacherTraining(unit, words, full, full, full, full)
 
 
+def trained_on(teacher: TeacherInfo) -> list[str] | None:
+    """The devices that a teacher was trained on, from its card; None where it does not say."""
+    devices = teacher.provenance.get("devices")
+    return list(map(str, devices)) if isinstance(devices, list) else None
+
+
 def known_cost(study: StudySpec, teacher: TeacherInfo, unit: Unit) -> float | None:
     """The whole training's cost in `unit`; None where neither the study nor the teacher's record tells."""
     assert study.teacher is not None
@@ -90,7 +97,7 @@ def upfront(study: StudySpec, teacher: TeacherInfo | None, *, tuning: str | None
     """
     unit = study.limit.unit
     charges: list[Charge] = []
-    for each in dict.fromkeys((Unit.FLOP, unit)):
+    for each in units_of(study):
         if teacher is not None:
             share = teacher_training(study, teacher, each).share
             if share is not None:
@@ -110,6 +117,13 @@ def upfront(study: StudySpec, teacher: TeacherInfo | None, *, tuning: str | None
             remedy=f'set arms.{arm}.tuning, a quantity such as "3e14 flop", or do not charge it',
         )  # fmt: skip
     return charges
+
+
+def units_of(study: StudySpec) -> list[Unit]:
+    """In which units a teacher's training is posted, where it is known in them."""
+    ranged = isinstance(study.accounting.teacher_training, CostRange)  # in the budget's unit alone
+    charged = [Unit.GPU_SECOND] if Account.TEACHER_TRAINING in study.charged and not ranged else []
+    return list(dict.fromkeys((Unit.FLOP, study.limit.unit, *charged)))
 
 
 def _charge(account: Account, amount: float, unit: Unit) -> Charge:

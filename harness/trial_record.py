@@ -10,7 +10,7 @@ from harness.budget import Account
 from harness.kernels.backend import choices
 from harness.meters.efficiency import Denominator, efficiency
 from harness.models.teacher import Teacher, weights_fingerprint
-from harness.owed import known_cost, teacher_training
+from harness.owed import known_cost, teacher_training, trained_on, units_of
 from harness.teacher_cache.shards import RememberedTeacher
 from harness.units import Unit
 
@@ -63,8 +63,8 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "teacher_training": []
         if arm.teacher is None
         else [
-            teacher_training(arm.study, arm.teacher, unit).record()
-            for unit in dict.fromkeys((Unit.FLOP, arm.study.limit.unit))
+            {**teacher_training(arm.study, arm.teacher, unit).record(), "devices": trained_on(arm.teacher)}
+            for unit in units_of(arm.study)
         ],
         "scores": {},
         "warnings": [
@@ -210,5 +210,6 @@ def card(record: dict[str, Any]) -> dict[str, Any]:
         "tokens": record["tokens"],
         "training_flop": sum(flop.get(account, 0) for account in charged),
         "accounts": record["accounts"],
+        "devices": record["identity"]["hardware"]["devices"],
         "untrained_parameters": record["untrained_parameters"],
     }

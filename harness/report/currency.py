@@ -17,12 +17,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from harness.budget import Account
 from harness.compare import Comparison, Scores, against_baseline
 from harness.report import numbers
 from harness.report.axis import scale_of
 from harness.report.cells import account_name
 from harness.report.on_curve import OWED, SAME_COST, score_at, total_cost
-from harness.report.source import Json, mapping, number
+from harness.report.source import Json, Run, mapping, number
 from harness.report.verdict import Verdict, headline, judge
 from harness.units import Unit
 
@@ -95,8 +96,8 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
         return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
     if unpriced := _unpriced(analysis, unit):
         text = (
-            f"not comparable, {unpriced} is charged and nobody said what it cost in {words}. To compare there, say it in "
-            f"the study (docs/accounting.md) and give a budget in {words}."
+            f"not comparable, {unpriced}. To compare there, say what it cost in the study (docs/accounting.md) and give a "
+            f"budget in {words}."
         )
         return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
     equal = _equal_costs(costs)
@@ -170,13 +171,30 @@ def _scores(
 
 
 def _unpriced(analysis: Analysis, unit: Unit) -> str:
-    """The charged account that some arm owes in the budget's unit and has no price of in this one; empty without."""
+    """Which charged account some arm owes in the budget's unit and has no price of in this one, and why; empty without."""
     for account in OWED:
+        name = account_name(account.value).lower()
         for run in (run for arm in analysis.arms for run in arm.done if account.value in analysis.charged):
             known = mapping(mapping(run.record.get("accounts")).get(account.value))
             if number(known.get(analysis.unit or "")) and number(known.get(unit.value)) is None:
-                return account_name(account.value).lower()
+                return f"{name} is charged and nobody said what it cost in {WORDS[unit]}"
+            if account is Account.TEACHER_TRAINING and unit is Unit.GPU_SECOND and number(known.get(unit.value)):
+                there, here = _teachers_devices(run), _devices(run)
+                if there is not None and here is not None and there != here:
+                    return f"{name} is charged and took place on {' + '.join(there)}, not on {' + '.join(here)}"
     return ""
+
+
+def _teachers_devices(run: Run) -> list[str] | None:
+    """What this run's teacher was trained on, where its cost in device time is its card's."""
+    told = (mapping(each) for each in run.record.get("teacher_training") or [])
+    devices = next((each.get("devices") for each in told if each.get("unit") == Unit.GPU_SECOND.value), None)
+    return [str(device) for device in devices] if isinstance(devices, list) else None
+
+
+def _devices(run: Run) -> list[str] | None:
+    devices = mapping(mapping(run.record.get("identity")).get("hardware")).get("devices")
+    return [str(device) for device in devices] if isinstance(devices, list) else None
 
 
 def _lack(analysis: Analysis) -> str:

@@ -76,14 +76,14 @@ def test_a_free_teacher_is_reported_and_a_full_one_charged() -> None:
     assert "TEACHER_TRAINING" not in study().accounting.charged
     full = study(accounting={"teacher_training": "full"})
     assert "TEACHER_TRAINING" in full.accounting.charged
-    assert posted(full) == posted(study())
+    assert posted(full) == {**posted(study()), ("TEACHER_TRAINING", "gpu-second"): 40}, "as its card says"
     said = study(accounting={"charged": ["STUDENT_STEP", "TEACHER_TRAINING"]})
     assert said.accounting.teacher_training == "full", "charging it says who pays"
 
 
 def test_a_shared_teacher_costs_each_student_its_share() -> None:
     spec = study(accounting={"teacher_training": {"amortised_over": 8}})
-    assert posted(spec) == {("TEACHER_TRAINING", "flop"): 10**12 // 8}
+    assert posted(spec) == {("TEACHER_TRAINING", "flop"): 10**12 // 8, ("TEACHER_TRAINING", "gpu-second"): 5}
     told = owed.teacher_training(spec, TEACHER, Unit.FLOP).record()
     assert (told["full"], told["share"]) == (1e12, 1e12 / 8)
 

@@ -411,6 +411,14 @@ def test_a_charged_cost_without_a_price_in_the_other_currency_is_said_and_nothin
     run = next(arm for arm in analysis.arms if arm.name == "tinybert").done[0]
     points = dict(curve(analysis, run, "readout.loss", Unit.GPU_SECOND))
     assert points[0.0] == points[20.0]  # until its teacher is paid for, its student is untrained
+    elsewhere = {"hardware": {"devices": ["CPU of ours"]}}
+    for seed in (1, 2, 3):
+        folder = directory / f"arms/tinybert/seed-{seed}"
+        edit_record(folder, identity=elsewhere, teacher_training=[{"unit": "gpu-second", "devices": ["H200"]}])
+        edit_record(directory / f"arms/no_kd/seed-{seed}", identity=elsewhere)
+    (currency,) = analysed(directory).currencies
+    assert currency.verdict is None
+    assert "teacher training is charged and took place on H200, not on CPU of ours" in currency.sentence
 
 
 # -- GLUE's chance -------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ SEEDS = (1, 2, 3, 4)
 
 
 def ladder(root: Path, seconds: dict[str, float], *, device: str = "a") -> Path:
-    """The shipped crossover, finished: both arms fall by a nat per doubling, the second from where it is one lower."""
+    """The shipped crossover on four rungs of its own, finished: both arms fall by a nat per doubling, the second from where it is one lower."""
     root.mkdir()
-    (root / "sweep.yaml").write_text(yaml.safe_dump(read("crossover")), encoding="utf-8")
+    tree = read("crossover")
+    tree["sweep"]["values"] = ["0.3 Tflop", "0.6 Tflop", "1.2 Tflop", "2.4 Tflop"]
+    (root / "sweep.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     for point in load(root).points:
         study = point.study({})
         folder = root / point.folder
@@ -77,12 +79,13 @@ def test_costs_that_do_not_overlap_are_said_and_not_compared(tmp_path: Path) -> 
 
 
 def test_every_small_study_whose_costs_are_known_in_device_time_has_its_deciding_score_on_the_curve() -> None:
-    """Sweeps of budgets have it from their ladder; teachers that are paid from the budget have no price in device time."""
+    """Sweeps of budgets have it from their ladder; of the built-in teacher nobody knows what its training took here."""
     small = [load_study(n) for n in names() if not n.startswith("paper_") and not n.endswith("_teacher")]
-    small += [
-        p.study(dict.fromkeys(p.teachers, "builtin")) for p in expand(read("repetition"), where="repetition").points
-    ]
-    assert {"quickstart", "quickstart_causal", "split", "domains", "repetition"} == {study.name for study in small}
+    for name in ("repetition", "teacher_size", "teacher_budget"):
+        small += [p.study(dict.fromkeys(p.teachers, "builtin")) for p in expand(read(name), where=name).points]
+    assert {study.name for study in small} == {
+        "quickstart", "quickstart_causal", "split", "domains", "repetition", "teacher_size", "teacher_budget",
+    }  # fmt: skip
     for study in small:
         assert study.evaluation.main == "readout.loss"
         assert study.evaluation.readout is not None
