@@ -38,9 +38,10 @@ def test_two_ranks_then_one_then_two_train_the_same_in_fp32(tmp_path: Path) -> N
     on_ranks(2, engine_ranks.go_on, str(tmp_path), IN_FP32, "alone", "", 1, middle + 1, folder=logs)
 
 
-def test_every_shipped_ds_config_trains_or_is_refused_with_its_reason(tmp_path: Path, root: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_shipped_ds_config_trains_or_is_refused_with_its_reason(count: int, tmp_path: Path, root: Path) -> None:
     files = sorted(map(str, (root / "ds_configs").glob("*.json")))
-    said = on_ranks(1, engine_ranks.every_config, files, folder=tmp_path)
+    said = on_ranks(count, engine_ranks.every_config, files, folder=tmp_path)
     for file in files:
         (line,) = (row for row in said.splitlines() if row.split(" ")[1:2] == [Path(file).name])
         if line.startswith("REFUSED"):
