@@ -126,7 +126,7 @@ def _rows(
     times: dict[str, list[float]] = {backend: [] for backend, row in rows.items() if row["right"]}
     for number in range(WARM_UP + rounds):
         for backend, seen in times.items():
-            seconds = _seconds(partial(problem.run, backend), device)
+            seconds = seconds_of_a_call(partial(problem.run, backend), device)
             if number >= WARM_UP:
                 seen.append(seconds)
     for backend, row in rows.items():
@@ -140,8 +140,8 @@ def _rows(
     yield from rows.values()
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: the host's clock on a CPU, the device's own on a GPU."""
+def seconds_of_a_call(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: the host's clock on a CPU; on a GPU the device's own, around calls queued behind other work."""
     if device.type != "cuda":
         begun = time.perf_counter()
         run()

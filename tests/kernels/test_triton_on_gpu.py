@@ -6,12 +6,14 @@ Run where a GPU is, with -s to see the figures: python -m pytest -s tests/kernel
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from harness.bench.kernels import seconds_of_a_call
 from harness.kernels.attention_kl import op as attention
 from harness.kernels.relation_kl import op as relation
 from harness.kernels.score_mse import op as score
@@ -179,17 +181,12 @@ def test_the_fused_relation_loss_is_faster_than_plain_pytorch(
     loss, inputs, trained = problem("relation_kl", shape, torch.bfloat16)
 
     def milliseconds(backend: str) -> float:
+        def run() -> object:
+            return value_and_gradients(loss(backend), inputs, trained)
+
         for _ in range(5):
-            value_and_gradients(loss(backend), inputs, trained)
-        times = []
-        for _ in range(20):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            value_and_gradients(loss(backend), inputs, trained)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        return sorted(times)[10]
+            run()
+        return 1e3 * statistics.median(seconds_of_a_call(run, torch.device("cuda")) for _ in range(20))
 
     plain, fused = milliseconds("reference"), milliseconds("triton")
     print(f"R={relation_heads}: plain {plain:.3f} ms, fused {fused:.3f} ms, {plain / fused:.1f} times faster")
