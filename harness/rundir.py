@@ -140,9 +140,10 @@ class RunDirectory:
         merged = self.merged(study, allowed)
         if file.exists():
             state = (read_json(self.root / STATUS) or {}).get("state")
-            if state != "done" and not resume:
+            unfinished = [state or "no status"] if state != "done" else self._begun()
+            if unfinished and not resume:
                 raise ConfigError(
-                    f"output directory {self.root}", rule=f"it holds an unfinished run ({state or 'no status'})",
+                    f"output directory {self.root}", rule=f"it holds an unfinished run ({unfinished[0]})",
                     remedy="add --resume to continue it, or choose another --out",
                 )  # fmt: skip
             places = (file, self.root / STATUS, self.root / IDENTITY)
@@ -151,6 +152,20 @@ class RunDirectory:
             self._keep_changes()
         replace(file, yaml.safe_dump(merged.model_dump(mode="json"), sort_keys=False).encode())
         return merged
+
+    def _begun(self) -> list[str]:
+        """Trials and controls that were begun and not finished; in a finished study jobs leave them, which say nothing of the whole.
+
+        Raises:
+            CheckpointError: a record cannot be read.
+        """
+        folders = [place for trials in ("arms/*/seed-*", "controls/*/*/seed-*") for place in self.root.glob(trials)]
+        begun = [each for each in folders if (each / "ledger.jsonl").exists() or (each / "checkpoints").exists()]
+        return sorted(
+            each.relative_to(self.root).as_posix()
+            for each in begun
+            if (kept.read(each / "record.json", kept.TrialRecord) or {}).get("state") != "done"
+        )
 
     def refused(self) -> bool:
         """Leave the study, its status and overrides as `open` found them, for a run that was refused; False for a new one."""

@@ -149,6 +149,25 @@ def test_a_job_that_has_entered_takes_no_study_back_that_others_rely_on(done: Pa
     second.close()
 
 
+@pytest.mark.parametrize("trial", ["arms/a/seed-2", "controls/equal_tokens/b/seed-1"])
+@pytest.mark.parametrize("left", ["ledger.jsonl", "checkpoints/step-00000004/state.json"])
+def test_what_a_job_began_in_a_finished_study_is_never_begun_again_unasked(done: Path, trial: str, left: str) -> None:
+    """Its status says done until the job that gathers comes: a run without --resume would train the trial anew."""
+    file = done / trial / left
+    file.parent.mkdir(parents=True)
+    file.touch()
+    before = contents(done)
+    with pytest.raises(ConfigError, match=rf"unfinished run \({trial}\); add --resume"):
+        open_alone(RunDirectory(done), spec(STUDY), resume=False)
+    assert contents(done) == before
+    assert file.exists()
+    open_alone(again := RunDirectory(done), spec(STUDY), resume=True)
+    again.close()
+    (done / trial / "record.json").write_text('{"state": "done"}')
+    open_alone(again := RunDirectory(done), spec(STUDY), resume=False)
+    again.close()
+
+
 # -- refused between entering and working ----------------------------------------------------------------
 @pytest.fixture
 def beside_a_lost_teacher(tiny: TinyStudy, tmp_path: Path) -> Path:
