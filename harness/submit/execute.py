@@ -111,7 +111,10 @@ def _submitted(file: Path) -> dict[str, dict[str, str]]:
 
 
 def _queue(file: Path) -> dict[str, str]:
-    """{script: number} of every job of ours that waits or runs; of an array, the array's number. Names may be another directory's."""
+    """{script's real path: number} of every job of ours that waits or runs; of an array, the array's number.
+
+    By path, because names may be another directory's.
+    """
     result = subprocess.run(
         ["squeue", "--noheader", "--me", "--format=%F %o"], capture_output=True, text=True, check=False
     )
@@ -121,7 +124,7 @@ def _queue(file: Path) -> dict[str, str]:
             remedy="submit again when Slurm answers",
         )  # fmt: skip
     rows = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
-    return {row[1].strip(): row[0] for row in rows if len(row) == 2}
+    return {os.path.realpath(row[1].strip()): row[0] for row in rows if len(row) == 2}
 
 
 def here(graph: Graph, scripts: dict[str, Script], *, tell: Tell) -> int:

@@ -80,12 +80,14 @@ def _seconds(time: str) -> int:
 
 
 def check_path(path: Path, *, what: str) -> str:
-    """The absolute path, when it can stand in a script and in Slurm's file patterns.
+    """The real path, when it can stand in a script and in Slurm's file patterns.
+
+    One directory has one spelling, links followed: its jobs are known in the queue by the paths of their scripts.
 
     Raises:
         ConfigError: it holds a space, a quote, a percent sign or another character that means something there.
     """
-    text = os.path.abspath(path)
+    text = os.path.realpath(path)
     if not _PATH.fullmatch(text):
         raise ConfigError(
             f"{what} {text!r}", rule="job scripts take paths of letters, digits and _ @ + = : , . / -",

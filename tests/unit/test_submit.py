@@ -364,6 +364,20 @@ def test_nothing_is_submitted_while_the_queue_cannot_be_seen(
     assert len(scheduler.calls()) == 4
 
 
+def test_a_directory_spelt_through_a_link_is_the_same_directory(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert again(tiny, tmp_path / "link" / "out") == 0
+    assert {str(Path(call[-1]).parent) for call in scheduler.calls()} == {str(tmp_path.resolve() / "out" / "jobs")}
+    assert again(tiny, tmp_path / "out") == 0
+    assert len(scheduler.calls()) == 4, "all of them are in the queue"
+    # Somebody submitted a file by hand, under the other name.
+    scheduler.queue.write_text(f"104 {tmp_path}/link/out/jobs/report.sbatch\n")
+    assert again(tiny, tmp_path / "link" / "out") == 0
+    assert len(scheduler.calls()) == 4
+
+
 def test_a_number_that_another_study_has_now_is_not_taken_for_ours(
     tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler
 ) -> None:
