@@ -44,6 +44,10 @@ class Control:
         """What marks a record as a control's."""
         return {"kind": EQUAL_TOKENS, "arm": self.arm, "of": self.of, "tokens": self.tokens}
 
+    def made(self, record: dict[str, Any]) -> bool:
+        """True for the record of this very control at its end: with another number of tokens it is another control."""
+        return record.get("state") == "done" and record.get("control") == self.record()
+
 
 def baseline_of(study: StudySpec) -> str:
     """The arm that controls repeat: the declared baseline, else the first."""
@@ -74,6 +78,5 @@ def _tokens(root: Path, arm: str, seed: int) -> int | None:
 
 
 def finished(control: Control, root: Path) -> bool:
-    """True when this very control has run: with another number of tokens it is another control."""
-    record = kept.read(control.folder(root) / "record.json", kept.TrialRecord) or {}
-    return record.get("state") == "done" and (record.get("control") or {}) == control.record()
+    """True when this very control has run."""
+    return control.made(kept.read(control.folder(root) / "record.json", kept.TrialRecord) or {})

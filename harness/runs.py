@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import kept
+from harness import controls, kept
 from harness.errors import ConfigError
 from harness.jobs import JOBS, WHOLE, Work
 from harness.recorded import attempts_of, last_word, unless_unreadable
 from harness.recorded import recorded_exit_code as recorded_exit_code
 from harness.rundir import STUDY, load_study
-from harness.study import StudySpec
 
 # A run that trains and has not moved for this long, or for this many of its own steps, is called silent.
 SILENT_S = 300.0
@@ -36,7 +37,7 @@ TROUBLE = frozenset({"silent", "died", "failed", "unreadable"})
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One trial. Amounts in base units; None where nothing is known yet."""
+    """One trial, or the control of one, which stands under its label. Amounts in base units; None where nothing is known yet."""
 
     arm: str
     seed: int
@@ -65,21 +66,27 @@ class StudyStatus:
     exit_code: int
     message: str
     runs: list[RunStatus]
+    controls: list[RunStatus]
+    """Those that finished trials ask for."""
     jobs: list[dict[str, Any]]
     unreadable: list[str]
     """Files of the whole study and of jobs, each with what is wrong with it."""
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "runs": [run.as_json() for run in self.runs]}
+        return asdict(self)
+
+    @property
+    def all_runs(self) -> list[RunStatus]:
+        return [*self.runs, *self.controls]
 
     @property
     def verdict(self) -> int:
         """0 when all is done and reported, 1 when something needs a person, 75 when it only needs time."""
-        if any(run.state in TROUBLE or run.unreadable for run in self.runs):
+        if any(run.state in TROUBLE or run.unreadable for run in self.all_runs):
             return 1
         if self.state in TROUBLE or self.unreadable:
             return 1
-        return 0 if self.state == "done" and all(run.state == "done" for run in self.runs) else 75
+        return 0 if self.state == "done" and all(run.state == "done" for run in self.all_runs) else 75
 
 
 def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) -> StudyStatus:
@@ -101,29 +108,42 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
             remedy="correct that, and start it again",
         )  # fmt: skip
     study = load_study(root)
+    look = partial(_look, root, status, whole, now, silent_s)
     runs = [
-        _trial(root, study, arm.name, seed, status=status, whole=whole, now=now, silent_s=silent_s)
+        look(
+            arm=arm.name, seed=seed, folder=root / "arms" / arm.name / f"seed-{seed}", job=Work("train", arm.name, seed).name,
+            limit=study.limit.limit, done=lambda record: record.get("state") == "done",
+        )
         for arm in study.arms
         for seed in study.seeds
-    ]
+    ]  # fmt: skip
+    beside = [
+        look(
+            arm=each.label, seed=each.seed, folder=each.folder(root), job=Work("control", each.of, each.seed).name,
+            limit=each.tokens, done=each.made,
+        )
+        for each in unless_unreadable(lambda: controls.wanted(study, root), unreadable) or []
+    ]  # fmt: skip
     state = status.get("state") or ("unreadable" if unreadable else "waiting")
     if state == "running" and whole and _is_dead(whole[-1]):
         state = "died"
     names = [file.stem for file in sorted(root.glob(f"{JOBS}/*.json")) if file.stem not in NO_JOBS]
     jobs = [{"job": name, "attempts": attempts_of(root, name, unreadable)} for name in names]
     # A job that trains a trial is named with its trial.
-    theirs = {text for run in runs for text in run.unreadable}
+    theirs = {text for run in (*runs, *beside) for text in run.unreadable}
     whose = [text for text in dict.fromkeys(unreadable) if text not in theirs]
-    return StudyStatus(study.name, state, status.get("exit_code") or 0, status.get("message", ""), runs, jobs, whose)
+    return StudyStatus(
+        study.name, state, status.get("exit_code") or 0, status.get("message", ""), runs, beside, jobs, whose
+    )
 
 
-def _trial(
-    root: Path, study: StudySpec, arm: str, seed: int, *, status: dict[str, Any], whole: list[dict[str, Any]], now: float,
-    silent_s: float,
+def _look(
+    root: Path, status: dict[str, Any], whole: list[dict[str, Any]], now: float, silent_s: float, *, arm: str, seed: int,
+    folder: Path, job: str, limit: float, done: Callable[[dict[str, Any]], bool],
 ) -> RunStatus:  # fmt: skip
-    folder = root / "arms" / arm / f"seed-{seed}"
+    """One run; `limit` is its budget in its ledger's unit, and `done` says whether its record is the one that is wanted."""
     unreadable: list[str] = []
-    attempts = attempts_of(root, Work("train", arm, seed).name, unreadable)
+    attempts = attempts_of(root, job, unreadable)
     record = unless_unreadable(lambda: kept.read(folder / "record.json", kept.TrialRecord), unreadable) or {}
     unsure = bool(unreadable)
     postings = unless_unreadable(lambda: kept.last_rows(folder / "ledger.jsonl", kept.LastPosting), unreadable)
@@ -131,17 +151,18 @@ def _trial(
     posted = postings[-1] if postings else {}
     spent = record.get("charged") or posted.get("spent") or 0
     step = record.get("steps") or posted.get("step") or 0
-    fraction = min(1.0, spent / study.limit.limit)
+    fraction = min(1.0, spent / limit)
     speed, rate = _speed(rows or [])
     age = _age(folder / "ledger.jsonl", now)
     last = attempts[-1] if attempts else {}
     eta = (1 - fraction) / rate if rate and fraction < 1 else None
-    if record.get("state") == "done":
+    if done(record):
         state, eta = "done", None
     elif unsure:
         state = "unreadable"
     elif last:
-        state = last["state"]
+        # A job that found nothing to do yet, or whose work is another now, is done; its run is not.
+        state = "waiting" if last["state"] == "done" else last["state"]
     elif age is None:
         state = "waiting"
     else:

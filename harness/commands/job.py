@@ -122,12 +122,15 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
 def gather(directory: RunDirectory, study: StudySpec, *, as_json: bool) -> int:
     """Write the report, and say in status.json how the study as a whole ended; returns its exit code.
 
-    An unfinished trial does not keep the others from being reported; its own exit code becomes the study's.
+    An unfinished trial or control does not keep the others from being reported; its own exit code becomes the study's.
     """
+    from harness import controls
     from harness.jobs import JobRecord, Work
 
     trials = [Work("train", arm.name, seed) for arm in study.arms for seed in study.seeds]
     missing = [w for w in trials if (directory.record(w.arm, w.seed) or {}).get("state") != "done"]
+    wanted = controls.wanted(study, directory.root)
+    missing += [Work("control", c.of, c.seed) for c in wanted if not controls.finished(c, directory.root)]
     ended = [
         attempts[-1].get("exit_code") or 1
         for w in missing
@@ -136,8 +139,9 @@ def gather(directory: RunDirectory, study: StudySpec, *, as_json: bool) -> int:
     # Not 75: that would ask the scheduler for this very job again, and it is not this job that was preempted.
     code = max((c for c in ended if c not in (0, Preempted.exit_code)), default=1) if missing else 0
     if missing:
-        names = ", ".join(f"{w.arm} seed {w.seed}" for w in missing)
-        directory.status("failed", exit_code=code, message=f"{len(missing)} of {len(trials)} runs unfinished: {names}")
+        names = ", ".join(f"{'control of ' if w.kind == 'control' else ''}{w.arm} seed {w.seed}" for w in missing)
+        runs = len(trials) + len(wanted)
+        directory.status("failed", exit_code=code, message=f"{len(missing)} of {runs} runs unfinished: {names}")
     else:
         directory.status("done")
     show_report(directory.root, as_json=as_json)

@@ -58,7 +58,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
 def show(found: StudyStatus) -> None:
     """A table of runs, then what a person should know."""
     rows = [("run", "state", "budget", "step", "tokens/s", "left", "last step", "host", "exit codes")]
-    for run in found.runs:
+    for run in found.all_runs:
         rows.append(
             (
                 f"{run.arm} · {run.seed}", run.state, f"{run.fraction:.1%}", f"{run.step:,}",
@@ -72,7 +72,7 @@ def show(found: StudyStatus) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     done = sum(run.state == "done" for run in found.runs)
     print(f"\n{found.name}: {done} of {len(found.runs)} runs done; study {found.state}")
-    for run in found.runs:
+    for run in found.all_runs:
         if run.state == "silent":
             print(
                 f"{run.arm} · {run.seed}: nothing has moved for {_duration(run.heartbeat_age_s)}; see its log and its node"

@@ -228,6 +228,65 @@ def test_an_unfinished_study_is_reported_with_the_code_of_what_failed_and_never_
     assert "a seed 1, a seed 2" in status["message"]
 
 
+@pytest.fixture
+def uncontrolled(tmp_path: Path) -> Path:
+    """A study whose trials are done, and whose one control has failed."""
+    tree = {
+        **STUDY, "arms": [{"name": "a", "objective": "mlm"}, {"name": "b", "objective": "mlm"}], "seeds": [1],
+        "baseline": "a", "controls": ["equal_tokens"],
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for arm, tokens in (("a", 300), ("b", 200)):
+        folder = tmp_path / "arms" / arm / "seed-1"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps({"state": "done", "tokens": tokens}))
+    record = JobRecord(tmp_path, "control-b-seed-1")
+    record.begin(world=1)
+    record.end("failed", exit_code=5, message="training has diverged")
+    return tmp_path
+
+
+def write_control(root: Path, tokens: int) -> None:
+    folder = root / "controls" / "equal_tokens" / "b" / "seed-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    control = {"kind": "equal_tokens", "arm": "a", "of": "b", "tokens": tokens}
+    (folder / "record.json").write_text(json.dumps({"state": "done", "tokens": tokens, "control": control}))
+
+
+def test_a_study_whose_control_failed_is_not_done(uncontrolled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.commands import job
+
+    monkeypatch.setattr(job, "show_report", lambda *_, **__: None)
+    study = load(str(uncontrolled / "study.yaml"))
+    assert job.gather(RunDirectory(uncontrolled), study, as_json=False) == 5
+    status = json.loads((uncontrolled / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 5)
+    assert status["message"] == "1 of 3 runs unfinished: control of b seed 1"
+    write_control(uncontrolled, tokens=200)
+    assert job.gather(RunDirectory(uncontrolled), study, as_json=False) == 0
+    assert runs.read(uncontrolled).verdict == 0
+
+
+def test_status_shows_every_control_and_none_is_overlooked(
+    uncontrolled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunDirectory(uncontrolled).status("done")
+    found = runs.read(uncontrolled)
+    assert [(each.arm, each.state, each.exit_codes) for each in found.controls] == [
+        ("control: a at b's tokens", "failed", [5])
+    ]
+    assert found.verdict == 1
+    assert cli.main(["status", str(uncontrolled)]) == 1
+    assert "control: a at b's tokens · 1: training has diverged" in capsys.readouterr().out
+    # Its job came when there was nothing to do yet, and then was run for other tokens.
+    JobRecord(uncontrolled, "control-b-seed-1").end("done")
+    assert runs.read(uncontrolled).controls[0].state == "waiting"
+    write_control(uncontrolled, tokens=199)
+    assert (runs.read(uncontrolled).controls[0].state, runs.read(uncontrolled).verdict) == ("waiting", 75)
+    write_control(uncontrolled, tokens=200)
+    assert runs.read(uncontrolled).verdict == 0
+
+
 def test_what_was_not_trained_is_not_evaluated_and_what_is_done_is_not_done_again(
     tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
