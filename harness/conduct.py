@@ -75,6 +75,8 @@ class Conductor:
     hang_timeout_s: float | None = None
     allowed: frozenset[str] = frozenset()
     follow: Callable[[dict[str, str], dict[str, Any]], None] | None = None
+    hung: Callable[[str], None] = lambda found: None
+    """Told beside the directory's status when the run hangs, before its processes end."""
     overrides: list[Any] = field(default_factory=list)
     admitted: bool = False
 
@@ -121,6 +123,7 @@ class Conductor:
 
         def record(found: str) -> None:
             self.directory.status("interrupted", exit_code=Preempted.exit_code, message=f"hang: {found}")
+            self.hung(found)
 
         return watch(self.directory.signs, self.ranks, timeout_s=self.hang_timeout_s, record=record)
 

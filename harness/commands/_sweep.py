@@ -64,10 +64,11 @@ def run_sweep(
         resuming = (options.resume or options.auto_resume) and begun
         run_study(
             study, ds_config, out, options, given, ranks=ranks, allowed=allowed, resuming=resuming, report=write_report,
-            before=before,
+            before=before, hung=conductor.hung,
         )  # fmt: skip
 
-    SweepConductor(sweep, root, ranks, run_one, tell.say, opened, allowed).run()
+    conductor = SweepConductor(sweep, root, ranks, run_one, tell.say, opened, allowed)
+    conductor.run()
     if ranks.is_main and show:
         show_sweep(root, as_json=options.json)
     ranks.barrier()

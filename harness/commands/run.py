@@ -112,9 +112,12 @@ def entering(directory: RunDirectory, ranks: Ranks) -> Iterator[None]:
 def run_study(
     study: StudySpec, ds_config: DsConfig | None, out: Path, options: argparse.Namespace, given: list[str], *,
     ranks: Ranks, allowed: frozenset[str], resuming: bool, report: Callable[[Path], object],
-    before: Callable[[Setting, RunDirectory], None] | None = None,
+    before: Callable[[Setting, RunDirectory], None] | None = None, hung: Callable[[str], None] = lambda found: None,
 ) -> None:  # fmt: skip
-    """One study from its checks to its report, in `out`; `before` is called when the directory is open, `report` at the end."""
+    """One study from its checks to its report, in `out`; `before` is called when the directory is open, `report` at the end.
+
+    `hung` is told what a hang looked like, on whichever rank records it, before the processes end.
+    """
     from harness import trackers
     from harness.conduct import Conductor
     from harness.engine import check
@@ -143,7 +146,7 @@ def run_study(
     command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
     conductor = Conductor(
         setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed,
-        hang_timeout_s=options.hang_timeout,
+        hang_timeout_s=options.hang_timeout, hung=hung,
     )  # fmt: skip
     follower = trackers.Follower([], tell=tell.say)
     try:

@@ -20,7 +20,7 @@ import yaml
 
 from harness import branch, kept
 from harness.budget import Account
-from harness.errors import ConfigError
+from harness.errors import ConfigError, IsoBudgetError, Preempted
 from harness.ranks import Ranks
 from harness.rundir import STATUS, STUDY, SWEEP, RunDirectory, foreign, read_json, replace, write_json
 from harness.study import read_yaml
@@ -107,7 +107,8 @@ class SweepConductor:
             self.ranks.on_main(lambda: self._status("done"))
         except BaseException as error:
             if self.ranks.is_main and not self._put_back():
-                self._status("interrupted", str(error))
+                code = error.exit_code if isinstance(error, IsoBudgetError) else 1
+                self._status("interrupted", str(error), exit_code=code)
             raise
         finally:
             self._place.close()
@@ -157,8 +158,14 @@ class SweepConductor:
             replace(file, self._before[file])
         return True
 
-    def _status(self, state: str, message: str = "") -> None:
-        write_json(self.root / STATUS, {"state": state, "message": message, "time": time.time()})
+    def hung(self, found: str) -> None:
+        """Say of the whole sweep that one of its studies hung: its processes end before `run` could."""
+        self._status("interrupted", f"hang: {found}", exit_code=Preempted.exit_code)
+
+    def _status(self, state: str, message: str = "", *, exit_code: int = 0) -> None:
+        write_json(
+            self.root / STATUS, {"state": state, "exit_code": exit_code, "message": message, "time": time.time()}
+        )
 
     def _share(self, setting: Setting, directory: RunDirectory) -> None:
         """Bring trials that an earlier point has trained exactly so; rank 0 copies, everyone waits."""

@@ -221,3 +221,30 @@ def test_two_sweeps_never_work_in_one_directory(shares: Path, capsys: Any) -> No
     assert f"another run is using it (process {os.getpid()}" in capsys.readouterr().err
     first.close()
     assert standing(shares) == before
+
+
+def test_a_hang_in_a_point_is_the_last_word_of_the_sweep(
+    tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes end there: what is asked then, by a script that would start them again, is seen as they end."""
+    import threading
+
+    from harness import recorded, watchdog
+    from harness.conduct import Conductor
+    from harness.errors import Preempted
+
+    file = sweep(tiny, tmp_path, sweep={"kind": "crossover", "key": "budget", "values": ["1 Gflop", "2 Gflop"]})
+    out, ended, seen = tmp_path / "out", threading.Event(), []
+
+    def leave(code: int) -> None:
+        seen.append((code, recorded.recorded_exit_code(out, after="before"), cli.main(["status", str(out)])))
+        ended.set()
+
+    def hang(*_: Any) -> None:
+        assert ended.wait(60)
+        raise Preempted("the test is over")
+
+    monkeypatch.setattr(watchdog.os, "_exit", leave)
+    monkeypatch.setattr(Conductor, "train", hang)
+    run(file, out, "--hang-timeout", "0.5", code=75)
+    assert seen == [(75, 75, 75)]
