@@ -194,7 +194,7 @@ def test_a_refused_sweep_can_begin_where_it_was_refused_but_not_in_a_studys_dire
     from typing import Any
 
     def conductor(root: Path) -> SweepConductor:
-        sweep: Any = SimpleNamespace(tree={"name": "s"})
+        sweep: Any = SimpleNamespace(tree={"name": "s"}, teachers=[], points=[])
         ranks: Any = None
         return SweepConductor(sweep, root, ranks, lambda *_: None, lambda _: None)
 
