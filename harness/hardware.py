@@ -63,6 +63,12 @@ def free_bytes(*, local_world: int) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // local_world
 
 
+def device_names() -> list[str]:
+    """The kinds of device that train here, each once: this machine's GPUs, else its CPU."""
+    here = describe()
+    return sorted(set(here["gpus"])) or [here["cpu"]]
+
+
 def describe() -> dict[str, Any]:
     """For the run record."""
     import torch

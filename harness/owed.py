@@ -7,7 +7,7 @@ is given in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,15 @@ def teacher_training(study: StudySpec, teacher: TeacherInfo, unit: Unit) -> Teac
     return TeacherTraining(unit, words, full, full, full, full)
 
 
-def trained_on(teacher: TeacherInfo) -> list[str] | None:
-    """The devices that a teacher was trained on, from its card; None where it does not say."""
+def measured_on(study: StudySpec, teacher: TeacherInfo, unit: Unit) -> list[str] | None:
+    """The devices whose time or energy a teacher's training took, where that is measured and its card's.
+
+    None where the unit is counted, where the study says what it cost, and where the card names no device.
+    """
+    assert study.teacher is not None
+    told = any(parse_quantity(text).unit is unit for text in study.teacher.training_cost)
     devices = teacher.provenance.get("devices")
-    return list(map(str, devices)) if isinstance(devices, list) else None
+    return None if unit.deterministic or told or not isinstance(devices, list) else list(map(str, devices))
 
 
 def known_cost(study: StudySpec, teacher: TeacherInfo, unit: Unit) -> float | None:
@@ -89,7 +94,7 @@ def _from_accounts(accounts: Any, unit: Unit) -> float | None:
     return sum(known) if known else None
 
 
-def upfront(study: StudySpec, teacher: TeacherInfo | None, *, tuning: str | None, arm: str) -> list[Charge]:
+def upfront(study: StudySpec, teacher: TeacherInfo | None, *, tuning: Sequence[str] = (), arm: str) -> list[Charge]:
     """Everything to post at step 0.
 
     Raises:
@@ -108,8 +113,7 @@ def upfront(study: StudySpec, teacher: TeacherInfo | None, *, tuning: str | None
                     rule=f"nobody knows what this teacher's training cost in {unit}s",
                     remedy="set teacher.training_cost (teacher.training_flop for FLOPs), give a range, or do not charge it",
                 )
-    if tuning is not None:
-        quantity = parse_quantity(tuning)
+    for quantity in map(parse_quantity, tuning):
         charges.append(_charge(Account.TUNING, quantity.amount, quantity.unit))
     if Account.TUNING in study.charged and not any(c.account is Account.TUNING and c.unit is unit for c in charges):
         raise ConfigError(

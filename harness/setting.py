@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.budget import Charge, Ledger
+from harness.budget import Account, Charge, Ledger
 from harness.ds_config import DsConfig
 from harness.errors import ConfigError, DataError, TeacherError
 from harness.models.shapes import Shape
@@ -250,6 +250,7 @@ class Setting:
         ledger = setting.ledger()
         first = [charge for meter in setting.analytic_meters(plan) for charge in meter.next_step(0)]
         owed = setting.upfront()
+        self._check_teachers_hardware(setting)
         if study.limit.unit.deterministic and not ledger.affords([*owed, *first]):
             debt = f" after {ledger.price(owed):.4g} for the teacher's training" if ledger.price(owed) else ""
             raise ConfigError(
@@ -258,6 +259,22 @@ class Setting:
                 remedy="raise the budget or lower batch.sequences",
             )
         return setting
+
+    def _check_teachers_hardware(self, arm: ArmSetting) -> None:
+        """Raise ConfigError where a measured budget would be charged with the time of other devices than these."""
+        from harness.hardware import device_names
+        from harness.owed import measured_on
+
+        unit = arm.study.limit.unit
+        if arm.teacher is None or Account.TEACHER_TRAINING not in arm.study.charged:
+            return
+        there = measured_on(arm.study, arm.teacher, unit)
+        if there is not None and there != device_names():
+            raise ConfigError(
+                f"arm {arm.arm.name}: its teacher was trained on {' + '.join(there)}, not on {' + '.join(device_names())}",
+                rule=f"a {unit.value} of one device is no {unit.value} of another",
+                remedy="say what its training would have taken here in teacher.training_cost, or give a budget in FLOPs",
+            )
 
     def _check_cache(self, arm: ArmSetting, plan: Plan) -> None:
         """Raise ConfigError where this arm's teacher cannot be remembered."""

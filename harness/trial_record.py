@@ -10,7 +10,7 @@ from harness.budget import Account
 from harness.kernels.backend import choices
 from harness.meters.efficiency import Denominator, efficiency
 from harness.models.teacher import Teacher, weights_fingerprint
-from harness.owed import known_cost, teacher_training, trained_on, units_of
+from harness.owed import known_cost, measured_on, teacher_training, units_of
 from harness.teacher_cache.shards import RememberedTeacher
 from harness.units import Unit
 
@@ -63,7 +63,8 @@ def trial_record(arm: ArmSetting, seed: int, trial: Trial, voucher: Voucher | No
         "teacher_training": []
         if arm.teacher is None
         else [
-            {**teacher_training(arm.study, arm.teacher, unit).record(), "devices": trained_on(arm.teacher)}
+            teacher_training(arm.study, arm.teacher, unit).record()
+            | {"devices": measured_on(arm.study, arm.teacher, unit)}
             for unit in units_of(arm.study)
         ],
         "scores": {},

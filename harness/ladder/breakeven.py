@@ -70,6 +70,7 @@ def breakeven(
     arm: str,
     baseline: str,
     words: Words | None = None,
+    family: int = 1,
 ) -> BreakEven:
     """The break-even number of students from differences (K, n) at increasing shares of the teacher's cost in [0, 1].
 
@@ -86,7 +87,7 @@ def breakeven(
         )  # fmt: skip
     words = words or Words()
     named = Words(words.score_unit, words.score_scale, axis_unit="of the teacher's cost")
-    along = crossover(shares, differences, challenger=arm, baseline=baseline, log=False, words=named)
+    along = crossover(shares, differences, challenger=arm, baseline=baseline, log=False, words=named, family=family)
 
     # Distilling gets worse as its teacher gets dearer: any other order of flips is noise, and no break-even.
     flip = along.flips[0] if len(along.flips) == 1 and along.flips[0].above == baseline else None

@@ -69,7 +69,8 @@ class Crossover:
     """Two arms along a ladder; positive differences mean that the challenger is better.
 
     kind: "crossover" where a flip is shown, "no crossover" where one arm wins at every value between the ends,
-    "no interval" with one seed or without any spread, else "cannot tell". mean, low, high, p_holm: at the rungs.
+    "no interval" with one seed or without any spread, else "cannot tell". mean, low, high, p_corrected: at the rungs;
+    corrected for the rungs (Holm) and for `family` challengers of one baseline (Bonferroni).
     more_seeds: what would show differences as large as these at the undecided ends, 80 % power; 51 or more minus n
     means more than 50 in all.
     """
@@ -83,12 +84,13 @@ class Crossover:
     mean: tuple[float, ...]
     low: tuple[float, ...] | None
     high: tuple[float, ...] | None
-    p_holm: tuple[float, ...] | None
+    p_corrected: tuple[float, ...] | None
     flips: tuple[Flip, ...]
     stretches: tuple[Stretch, ...]
     winner: str | None = None
     more_seeds: int | None = None
     note: str = ""
+    family: int = 1
     words: Words = field(default_factory=Words)
 
     def as_json(self) -> dict[str, Any]:
@@ -168,6 +170,7 @@ def crossover(
     baseline: str,
     log: bool = True,
     words: Words | None = None,
+    family: int = 1,
 ) -> Crossover:
     """Where along increasing x (K,) the order of two arms flips.
 
@@ -175,6 +178,8 @@ def crossover(
         differences: (K, n), challenger minus baseline, positive where the challenger is better, column s always the
             same seed.
         log: straight lines over log x; off for axes that begin at zero.
+        family: how many challengers are compared with this baseline; intervals and tests of all of them hold jointly
+            (Bonferroni), as those of one study do.
 
     Raises:
         ConfigError, DataError: see `harness.ladder.rungs`.
@@ -188,7 +193,7 @@ def crossover(
     signs = _sign_changes(axis, mean)
 
     def result(kind: Kind, **fields: Any) -> Crossover:
-        empty: dict[str, Any] = {"low": None, "high": None, "p_holm": None, "stretches": ()}
+        empty: dict[str, Any] = {"low": None, "high": None, "p_corrected": None, "stretches": ()}
         common = {"x": tuple(map(float, x)), "log": log, "n": n, "mean": _floats(mean), "words": words or Words()}
         return Crossover(kind=kind, challenger=challenger, baseline=baseline, **{**empty, **common, **fields})
 
@@ -196,10 +201,11 @@ def crossover(
         flips = tuple(Flip(float(back(at)), *_order(names, after)) for at, after in signs)
         note = "one seed gives no interval" if n == 1 else "a rung whose seeds all agree gives no interval"
         return result("no interval", flips=flips, note=note)
-    _, low, high, p = paired_t(table)
-    p_holm = holm(p)
-    won = np.where(p_holm <= ALPHA, np.sign(mean), 0).astype(int)
-    parts = _stretches(axis, table)
+    alpha = ALPHA / family
+    _, low, high, p = paired_t(table, level=1 - alpha)
+    p_corrected = np.minimum(holm(p) * family, 1.0)
+    won = np.where(p_corrected <= ALPHA, np.sign(mean), 0).astype(int)
+    parts = _stretches(axis, table, alpha)
     flips = tuple(_flip(at, after, parts, axis, won, names, x, back) for at, after in signs)
     stretches = tuple(
         Stretch(*_ends(part, axis, x, back), _name(names, part[2]), shown=_won_within(part, axis, won))
@@ -213,11 +219,12 @@ def crossover(
         kind,
         low=_floats(low),
         high=_floats(high),
-        p_holm=_floats(p_holm),
+        p_corrected=_floats(p_corrected),
+        family=family,
         flips=flips,
         stretches=stretches,
         winner=winner,
-        more_seeds=_more(table, won) if kind == "cannot tell" else None,
+        more_seeds=_more(table, won, alpha) if kind == "cannot tell" else None,
     )
 
 
@@ -270,9 +277,9 @@ def _sign_changes(axis: Array, mean: Array) -> list[tuple[float, int]]:
     return found
 
 
-def _stretches(axis: Array, table: Array) -> list[_Part]:
+def _stretches(axis: Array, table: Array, alpha: float) -> list[_Part]:
     """The axis from end to end in parts of one sign, 0 where the interval holds zero; every signed part holds a rung."""
-    critical = float(stats.t.isf(ALPHA / 2, table.shape[1] - 1))
+    critical = float(stats.t.isf(alpha / 2, table.shape[1] - 1))
     parts: list[_Part] = []
     for i in range(len(axis) - 1):
         cuts = [0.0, *_roots(table[i], table[i + 1], critical), 1.0]
@@ -341,11 +348,11 @@ def _flip(
     )
 
 
-def _more(table: Array, won: Any) -> int:
+def _more(table: Array, won: Any, alpha: float) -> int:
     """Seeds beyond these that would show differences as large as the observed at the ends, or where undecided."""
     rungs, n = table.shape
     asked = [i for i in (0, rungs - 1) if not won[i]] or [i for i in range(rungs) if not won[i]]
     if not asked:
         asked = list(range(rungs))
     effects = table.mean(axis=1) / table.std(axis=1, ddof=1)
-    return max(1, max(seeds_to_detect(float(effects[i]), alpha=ALPHA / rungs) for i in asked) - n)
+    return max(1, max(seeds_to_detect(float(effects[i]), alpha=alpha / rungs) for i in asked) - n)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from harness import alarms
 from harness.alarms import Alarm, Copied
+from harness.compare import higher_is_better
 from harness.report import numbers
 from harness.report.analysis import Analysis, better_of
 from harness.report.arms import Arm
@@ -173,7 +174,7 @@ def _teacher(analysis: Analysis) -> Iterator[Alarm]:
     if teacher is None or not means:
         return
     best, name = max(means) if better_of(metric, 1, 0) else min(means)
-    gap = LOSS_MARGIN if metric.endswith("loss") else SHARE_MARGIN
+    gap = SHARE_MARGIN if higher_is_better(metric) else LOSS_MARGIN
     lead = teacher - best if better_of(metric, 1, 0) else best - teacher
     if lead < gap:
         text = (

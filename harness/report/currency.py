@@ -94,9 +94,9 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
         lack = " and ".join(n for n in (analysis.verdict.a, analysis.verdict.b) if n and not used.get(n))
         text = f"not measured for {lack or 'these arms'}."
         return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
-    if unpriced := _unpriced(analysis, unit):
+    if why := unpriced(analysis, unit):
         text = (
-            f"not comparable, {unpriced}. To compare there, say what it cost in the study (docs/accounting.md) and give a "
+            f"not comparable, {why}. To compare there, say what it cost in the study (docs/accounting.md) and give a "
             f"budget in {words}."
         )
         return Currency(unit.value, words, used, sentence=f"In {words}: {text}", note=text)
@@ -119,8 +119,11 @@ def in_currency(analysis: Analysis, unit: Unit) -> Currency:
         return replace(told, at=at, metric=metric, scores=scores, comparisons=found, by_arm=by_arm)
     verdict = headline(found, margin=margin)
     same_pair = next((c for c in found if c.a == analysis.verdict.a), None)
-    flip = _flip(analysis.verdict, same_pair, verdict)
-    if same_pair is not None and _reversed(analysis.verdict, same_pair):
+    stands_apart = _stands_apart(analysis, metric, margin)
+    flip: Flip = "unknown" if stands_apart else _flip(analysis.verdict, same_pair, verdict)
+    if stands_apart:
+        basis = f"{basis}; {stands_apart}"
+    elif same_pair is not None and _reversed(analysis.verdict, same_pair):
         # The answer to the main verdict comes first, whatever another contender does here.
         verdict = judge(same_pair, margin=margin)
     return Currency(
@@ -170,7 +173,7 @@ def _scores(
     return None, {}, _lack(analysis)
 
 
-def _unpriced(analysis: Analysis, unit: Unit) -> str:
+def unpriced(analysis: Analysis, unit: Unit) -> str:
     """Which charged account some arm owes in the budget's unit and has no price of in this one, and why; empty without."""
     for account in OWED:
         name = account_name(account.value).lower()
@@ -245,6 +248,18 @@ def _flip(main: Verdict, same_pair: Comparison | None, other: Verdict) -> Flip:
         # The order of the pair holds; another contender may lead here all the same.
         return "possible" if other.better not in (None, main.better) else "no"
     return "possible" if other.kind == "beats" else "no"
+
+
+def _stands_apart(analysis: Analysis, metric: str, margin: float) -> str:
+    """Why a stand-in's order says nothing of the main verdict's: it is another one at the equal budget already."""
+    main = analysis.verdict
+    if metric == analysis.main:
+        return ""
+    same = next((c for c in analysis.compared(metric, "baseline") if c.a == main.a), None)
+    if same is None or same.mean_difference is None:
+        return "how it stands at the equal budget is not known, so it tells nothing of the verdict"
+    agrees = not _reversed(main, same) if main.kind == "beats" else judge(same, margin=margin).kind != "beats"
+    return "" if agrees else "by that score the answer is another one at the equal budget too, so this is no flip"
 
 
 def _reversed(main: Verdict, same_pair: Comparison) -> bool:

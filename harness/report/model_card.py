@@ -205,8 +205,7 @@ def _accounts(source: Source, run: Run) -> list[tuple[str, ...]]:
 def _data(source: Source, run: Run) -> list[tuple[str, ...]]:
     record = run.record
     epochs = number(record.get("epochs"))
-    hardware = mapping(source.environment.get("hardware"))
-    devices = hardware.get("gpus") or hardware.get("cpu") or hardware.get("name")
+    devices, commit = _made_on(source, run)
     rows = [
         ("sources", ", ".join(_name(part.get("path")) for part in _sources(source))),
         ("corpus", record.get("corpus")),
@@ -214,10 +213,24 @@ def _data(source: Source, run: Run) -> list[tuple[str, ...]]:
         ("of them unique", numbers.count(number(record.get("unique_tokens")))),
         ("epochs", None if epochs is None else f"{epochs:.2f}"),
         ("steps", numbers.count(number(record.get("steps")))),
-        ("hardware", devices),
-        ("code", source.environment.get("git_commit")),
+        ("hardware", ", ".join(devices)),
+        ("code", commit),
     ]
     return [(name, escape(value)) for name, value in rows if value]
+
+
+def _made_on(source: Source, run: Run) -> tuple[list[str], str | None]:
+    """This run's own devices and commit: jobs of one study may run on machines of their own.
+
+    What the study's last job wrote of itself is asked only where the run's record does not say.
+    """
+    identity = mapping(run.record.get("identity"))
+    devices = mapping(identity.get("hardware")).get("devices")
+    if not isinstance(devices, list) or not devices:
+        there = mapping(source.environment.get("hardware"))
+        devices = there.get("gpus") or there.get("cpu") or there.get("name") or []
+    commit = mapping(identity.get("code")).get("commit") or source.environment.get("git_commit")
+    return [str(d) for d in devices] if isinstance(devices, list) else [str(devices)], commit
 
 
 def _loading(run: Run) -> Iterator[str]:
@@ -250,10 +263,9 @@ def _emissions(source: Source, run: Run) -> Json:
         return {}
     found: dict[str, Any] = {"emissions": grams, "training_type": "pre-training"}
     found["source"] = f"IsoBudget: {energy.get('source')} × {energy.get('grid_g_per_kwh')} g/kWh"
-    hardware = mapping(source.environment.get("hardware"))
-    devices = hardware.get("gpus") or hardware.get("cpu")
+    devices, _ = _made_on(source, run)
     if devices:
-        found["hardware_used"] = ", ".join(map(str, devices)) if isinstance(devices, list) else str(devices)
+        found["hardware_used"] = ", ".join(devices)
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from harness.compare import SEEDS_CAP, Comparison
+from harness.compare import SEEDS_CAP, Comparison, higher_is_better
 from harness.report import numbers
 
 Kind = Literal["beats", "no difference", "cannot tell"]
@@ -44,7 +44,7 @@ def margin_of(evaluation: dict[str, Any], metric: str) -> tuple[float, bool]:
     declared = evaluation.get("margin")
     if isinstance(declared, int | float) and not isinstance(declared, bool) and declared > 0:
         return float(declared), True
-    return (LOSS_MARGIN if metric.endswith("loss") else SHARE_MARGIN), False
+    return (SHARE_MARGIN if higher_is_better(metric) else LOSS_MARGIN), False
 
 
 def judge(comparison: Comparison, *, margin: float) -> Verdict:

@@ -32,7 +32,7 @@ FACTS_OF_A_TEACHER = ("weights", "trained_on", "training_flop", "training_cost")
 class TuningSpec(Spec):
     """A search for an arm's settings: what all its trials cost, and how many there were."""
 
-    cost: str
+    cost: str | list[str]
     trials: Positive
 
 
@@ -47,7 +47,7 @@ class ArmSpec(Spec):
     """One contestant. `differs` declares every departure from the shared recipe, e.g. optimizer.lr.
 
     `tuning`: what was spent on finding this arm's settings, a quantity such as "3e14 flop", or
-    {cost: "3e14 flop", trials: 5}. Once one arm counts trials, every arm must have had as many.
+    {cost: "3e14 flop", trials: 5}, where cost may be a list that says it in several units. Once one arm counts trials, every arm must have had as many.
     """
 
     name: Annotated[str, Field(pattern=NAME)]
@@ -61,9 +61,10 @@ class ArmSpec(Spec):
         return self.tuning.trials if isinstance(self.tuning, TuningSpec) else None
 
     @property
-    def tuning_cost(self) -> str | None:
-        """A quantity, or None where nothing was told."""
-        return self.tuning.cost if isinstance(self.tuning, TuningSpec) else self.tuning
+    def tuning_cost(self) -> list[str]:
+        """Quantities, each in a unit of its own; none where nothing was told."""
+        cost = self.tuning.cost if isinstance(self.tuning, TuningSpec) else self.tuning
+        return [] if cost is None else [cost] if isinstance(cost, str) else cost
 
     @model_validator(mode="before")
     @classmethod
@@ -117,8 +118,9 @@ class StudySpec(Spec):
     def _consistent(self) -> StudySpec:
         self.accounting.check(self.limit.unit)
         for arm in self.arms:
-            if arm.tuning_cost is not None:
-                Budget.parse(arm.tuning_cost)
+            units = [Budget.parse(cost).unit for cost in arm.tuning_cost]
+            if len(set(units)) < len(units):
+                raise ValueError(f"arms.{arm.name}.tuning: two costs in one unit; say each unit once")
         self._tuned_alike()
         names = [arm.name for arm in self.arms]
         listed: list[Any]

@@ -66,7 +66,11 @@ def answer(found: Found) -> Answer:
         return Answer("Cannot tell yet", f"{len(found.at)} of {len(found.sweep.points)} points are there; {why}", [])
     lines = [_line(found, arm.name, found.baseline.name) for arm in found.challengers]
     best = max(lines, key=_standing)
-    others = f", the best of {len(lines)} challengers on average" if len(lines) > 1 else ""
+    others = (
+        f", the best of {len(lines)} challengers on average; intervals hold jointly over all of them"
+        if len(lines) > 1
+        else ""
+    )
     reason = (
         f"{numbers.label(found.metric)} over {found.kind.axis}, {len(found.at)} points from "
         f"{at(found, found.x[0])} to {at(found, found.x[-1])}; {best.arm} against {found.baseline.name}{others}"
@@ -82,13 +86,15 @@ def _line(found: Found, challenger: str, baseline: str) -> Line:
     """Where this challenger and the baseline change places along the axis."""
     along: Along
     try:
+        family = len(found.challengers)
         table, seeds = differences_of(found.ladder, challenger=challenger, baseline=baseline, metric=found.metric)
         if found.sweep.spec.kind == "amortise":
-            along = breakeven(found.x, table, arm=challenger, baseline=baseline, words=words_of(found))
+            along = breakeven(found.x, table, arm=challenger, baseline=baseline, words=words_of(found), family=family)
         else:
             along = crossover(
-                found.x, table, challenger=challenger, baseline=baseline, log=found.kind.log, words=words_of(found)
-            )
+                found.x, table, challenger=challenger, baseline=baseline, log=found.kind.log, words=words_of(found),
+                family=family,
+            )  # fmt: skip
     except IsoBudgetError as error:
         return Line(challenger, f"{challenger} or {baseline}: cannot tell yet ({error})")
     unlike = found.at[0].analysis.meaningless(found.metric)
@@ -168,6 +174,8 @@ def _best_point(found: Found) -> list[Line]:
     lines: list[Line] = []
     for arm in found.challengers:
         means = {each.x: m.mean for each in found.at if (m := each.analysis.score(arm.name, found.metric)) is not None}
+        if not means:
+            continue
         x = (max if higher_is_better(found.metric) else min)(means, key=lambda x: means[x])
         edge = "; on the edge of the range: a better one may lie beyond" if x in (found.x[0], found.x[-1]) else ""
         lines.append(

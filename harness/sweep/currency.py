@@ -20,7 +20,8 @@ from harness.errors import DataError, IsoBudgetError
 from harness.ladder.crossover import crossover
 from harness.ladder.rungs import scores_of
 from harness.report.cells import Cell, Table
-from harness.report.currency import WORDS
+from harness.report.currency import WORDS, unpriced
+from harness.report.noise import hardware_of
 from harness.report.on_curve import total_cost
 from harness.sweep.answer import Line, at, words_of
 from harness.sweep.gather import Found
@@ -76,9 +77,9 @@ def _along(found: Found, challenger: str, unit: Unit) -> Line:
     def untold(why: str) -> Line:
         return Line(challenger, f"{start}{challenger} or {baseline}: cannot tell, {why}")
 
-    if unit is Unit.GPU_SECOND and (
-        why := next((a.analysis.unlike_hardware for a in found.at if a.analysis.unlike_hardware), "")
-    ):
+    if unit is Unit.GPU_SECOND and (why := _unlike_hardware(found)):
+        return untold(why)
+    if why := next((why for a in found.at if (why := unpriced(a.analysis, unit))), ""):
         return untold(why)
     if why := found.at[0].analysis.meaningless(found.metric).get(challenger, ""):
         return untold(why)
@@ -93,11 +94,25 @@ def _along(found: Found, challenger: str, unit: Unit) -> Line:
         table = sign * (curves[challenger].read(places) - curves[baseline].read(places))
         along = crossover(
             [float(x) for x in places], table, challenger=challenger, baseline=baseline,
-            words=replace(words_of(found), axis_unit=unit.value),
+            words=replace(words_of(found), axis_unit=unit.value), family=len(found.challengers),
         )  # fmt: skip
     except IsoBudgetError as error:
         return untold(str(error))
     return Line(challenger, f"{start}{along.sentence()}", {"unit": unit.value, **along.as_json()}, along)
+
+
+def _unlike_hardware(found: Found) -> str:
+    """Why device time cannot be compared along this ladder, or nothing: all its runs must be of one machine's kind."""
+    if why := next((a.analysis.unlike_hardware for a in found.at if a.analysis.unlike_hardware), ""):
+        return why
+    machines = {
+        hardware_of(run): each.point.label for each in found.at for arm in each.analysis.arms for run in arm.done
+    }
+    machines.pop("", None)
+    if len(machines) < 2:
+        return ""
+    (one, first), (other, second) = list(machines.items())[:2]
+    return f"{first} ran on {one} and {second} on {other}"
 
 
 def _costs(found: Found, arm: str, pair: tuple[str, str], unit: Unit) -> Costs:

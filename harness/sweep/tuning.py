@@ -10,13 +10,14 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from harness.budget import Budget
+from harness.budget import Account, Budget
 from harness.errors import ConfigError
 from harness.study import StudySpec
 from harness.study.keys import assign
 from harness.study.reading import SWEEP
 from harness.sweep.answer import answer
 from harness.sweep.gather import Found
+from harness.units import Unit
 
 KEY = "optimizer.lr"
 # Neighbouring values of the default grid differ by this factor.
@@ -65,7 +66,10 @@ def as_sweep(study: StudySpec, *, fraction: float, values: Sequence[float], seed
         "budget": f"{limit} {study.limit.unit.value}", "seeds": list(seeds), "controls": [],
         SWEEP: {"kind": "tune", "key": KEY, "values": list(values)},
     }  # fmt: skip
-    tree["accounting"]["charged"] = [account for account in tree["accounting"]["charged"] if account != "TUNING"]
+    # A trial pays its steps alone: the search would else pay for the teacher once per trial.
+    paid = {Account.TUNING.value, Account.TEACHER_TRAINING.value}
+    tree["accounting"]["charged"] = [account for account in tree["accounting"]["charged"] if account not in paid]
+    tree["accounting"].pop("teacher_training")
     tree["evaluation"] |= {
         "main": main, "split": "validation", "curve_points": 0, "probes": None, "choices": None, "glue": None, "domains": [],
     }  # fmt: skip
@@ -88,14 +92,17 @@ def tuned(study: StudySpec, found: Found) -> dict[str, Any]:
     shared = set(best.values())
     unit = study.limit.unit
     for arm in tree["arms"]:
-        spent = sum(
-            run.record["charged"] for each in found.at for other in each.analysis.arms if other.name == arm["name"]
+        trials = [
+            run.record for each in found.at for other in each.analysis.arms if other.name == arm["name"]
             for run in other.done
-        )  # fmt: skip
+        ]  # fmt: skip
+        spent = {unit: sum(record["charged"] for record in trials)}
+        # In device time too, in which the verdict is given as well.
+        spent.setdefault(Unit.GPU_SECOND, sum(record["seconds"] for record in trials))
         arm["differs"].pop(KEY, None)
         if len(shared) > 1:
             arm["differs"][KEY] = best[arm["name"]]
-        arm["tuning"] = {"cost": f"{spent} {unit.value}", "trials": len(found.at)}
+        arm["tuning"] = {"cost": [f"{amount} {each.value}" for each, amount in spent.items()], "trials": len(found.at)}
     if len(shared) == 1:
         assign(tree, KEY, shared.pop())
     return tree

@@ -75,7 +75,7 @@ def judged(run: Path, each: int, main: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "study": number + 1, "seeds_a": " ".join(map(str, dealt["a"])), "seeds_b": " ".join(map(str, dealt["b"])),
-                "difference": c.mean_difference, "low": c.low, "high": c.high, "p": c.p_holm,
+                "difference": c.mean_difference, "low": c.low, "high": c.high, "p": c.p_corrected,
                 "kind": analysis.verdict.kind, "sentence": analysis.verdict.sentence, "alarms": len(analysis.alarms),
             }
         )  # fmt: skip

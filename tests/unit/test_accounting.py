@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import controls, owed
+from harness import cli, controls, owed
 from harness.budget import Account, Budget, Charge, Ledger
 from harness.errors import ConfigError
 from harness.models.shapes import Shape
 from harness.models.teacher import TeacherInfo
 from harness.study import StudySpec, validate
 from harness.units import Unit
+from tests.support.tiny import TinyStudy
 
 TEACHER = TeacherInfo(
     "teacher",
@@ -34,7 +36,7 @@ def study(budget: str = "1e13 flop", **changes: Any) -> StudySpec:
     return validate({**tree, **changes}, where="s")
 
 
-def posted(spec: StudySpec, tuning: str | None = None) -> dict[tuple[str, str], float]:
+def posted(spec: StudySpec, *tuning: str) -> dict[tuple[str, str], float]:
     charges = owed.upfront(spec, TEACHER, tuning=tuning, arm="a")
     return {(c.account.value, c.unit.value): c.amount for c in charges}
 
@@ -105,6 +107,27 @@ def test_a_measured_budget_takes_the_teachers_cost_in_its_own_unit() -> None:
         posted(study("1 kWh", accounting=full))
 
 
+def test_a_device_hour_of_other_devices_is_no_price_here(tiny: TinyStudy, tmp_path: Path, capsys: Any) -> None:
+    """Refused before anything is spent; what the user says it would have taken here is taken."""
+    teacher = shutil.copytree(tiny.teacher, tmp_path / "teacher")
+    card = teacher / "isobudget.json"
+    made = {"accounts": {"STUDENT_STEP": {"gpu-second": 2.0}}, "devices": ["A GPU of another kind"]}
+    card.write_text(json.dumps(json.loads(card.read_text()) | made))
+    told = {"path": str(teacher), "trained_on": "same", "allow_worse": True}
+    for number, (more, code) in enumerate((({}, 2), ({"training_cost": ["1 gpu-second"]}, 0))):
+        file = tiny.write(
+            tmp_path / f"s{number}.yaml",
+            budget="20 gpu-seconds",
+            teacher=told | more,
+            accounting={"teacher_training": "full"},
+        )
+        assert cli.main(["plan", "--study", str(file), "--json"]) == code
+        if code:
+            said = capsys.readouterr().err
+            assert "its teacher was trained on A GPU of another kind, not on" in said
+            assert "teacher.training_cost" in said
+
+
 @pytest.mark.parametrize(
     ("accounting", "message"),
     [
@@ -123,7 +146,9 @@ def test_an_accounting_that_contradicts_itself_is_refused(accounting: dict[str, 
 
 
 def test_tuning_is_posted_as_told_and_charged_only_when_it_is_known() -> None:
-    assert posted(study(), tuning="3e11 flop")["TUNING", "flop"] == 3 * 10**11
+    assert posted(study(), "3e11 flop")["TUNING", "flop"] == 3 * 10**11
+    both = posted(study(), "3e11 flop", "20 gpu-seconds")
+    assert (both["TUNING", "flop"], both["TUNING", "gpu-second"]) == (3 * 10**11, 20), "the verdict is given in both"
     charged = study(accounting={"charged": ["STUDENT_STEP", "TUNING"]})
     with pytest.raises(ConfigError, match="does not say what its tuning cost in flops"):
         posted(charged)

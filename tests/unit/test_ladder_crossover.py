@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from harness.compare import paired_t
 from harness.errors import ConfigError, DataError
 from harness.ladder.crossover import Crossover, band, crossover
 from harness.ladder.rungs import differences_of
@@ -201,7 +202,7 @@ def test_an_interval_that_reaches_the_smallest_rung_is_open_there() -> None:
 def test_one_seed_gives_a_flip_and_no_interval() -> None:
     found = flip_of([1e15, 4e15], [[-1.0], [1.0]])
     (flip,) = found.flips
-    assert (found.kind, flip.low, flip.high, found.low, found.p_holm) == ("no interval", None, None, None, None)
+    assert (found.kind, flip.low, flip.high, found.low, found.p_corrected) == ("no interval", None, None, None, None)
     assert found.sentence() == (
         "the order flips at 2 PFLOP: scratch is ahead below, kd above, by the means alone: one seed gives no interval"
     )
@@ -212,6 +213,19 @@ def test_a_rung_without_spread_gives_no_interval() -> None:
     assert (found.kind, found.flips) == ("no interval", ())
     assert "kd is ahead" in found.sentence()
     assert "all agree" in found.sentence()
+
+
+def test_several_challengers_of_one_baseline_are_held_to_a_stricter_test_jointly() -> None:
+    """Three challengers: every interval is as wide as one of three tests needs, and p is three times as large."""
+    table = np.array([[-0.9, -1.0, -1.2, -1.1], [0.2, 0.35, 0.25, 0.1], [1.0, 1.2, 0.9, 1.3]])
+    alone, joint = (crossover([1.0, 2.0, 4.0], table, challenger="kd", baseline="no_kd", family=m) for m in (1, 3))
+    assert joint.p_corrected == pytest.approx(tuple(min(1.0, 3 * p) for p in alone.p_corrected or ()))
+    for i in range(3):
+        _, low, high, _ = paired_t(table[i], level=1 - 0.05 / 3)
+        assert (joint.low[i], joint.high[i]) == pytest.approx((low, high))  # type: ignore[index]
+    (first,), (second,) = alone.flips, joint.flips
+    assert first.x == second.x
+    assert second.low < first.low < first.high < second.high  # type: ignore[operator]
 
 
 @given(worlds)

@@ -70,6 +70,18 @@ GLUE = {
 }  # fmt: skip
 
 
+def test_a_card_names_the_devices_and_the_commit_of_its_own_run(study: Path) -> None:
+    """Jobs of one study may run on machines of their own; the study's environment is that of the last."""
+    (folder,) = study.glob("arms/no_kd/*")
+    identity = {"hardware": {"devices": ["Its own GPU"]}, "code": {"commit": "abc123"}}
+    edit_record(folder, identity=identity, energy={"carbon_g": 1.0, "source": "s", "grid_g_per_kwh": 2})
+    write_cards(study)
+    header, body = parts(student(study, "no_kd"))
+    assert header["co2_eq_emissions"]["hardware_used"] == "Its own GPU"
+    assert "| hardware | Its own GPU |" in body
+    assert "| code | abc123 |" in body
+
+
 def test_glue_stands_under_its_own_data_as_what_a_fine_tuned_copy_scored(study: Path) -> None:
     folder = study / "arms/no_kd/seed-1"
     record = json.loads((folder / "record.json").read_text())

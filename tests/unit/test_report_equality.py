@@ -360,6 +360,29 @@ def test_where_glue_decides_the_read_outs_loss_stands_in(tmp_path: Path) -> None
     assert "set " not in currency.basis  # there is nothing left to set
 
 
+def test_another_order_by_the_stand_in_is_no_flip_where_it_has_that_order_at_the_equal_budget_too(
+    tmp_path: Path,
+) -> None:
+    """GLUE says TinyBERT, the read-out scratch, at the end already: that is two scores, and nothing of device time."""
+    directory = glue_study(tmp_path / "s", readout={"on_curve": True}, curve_points=3)
+    first = analysed(directory)
+    (before,) = first.currencies
+    assert before.flip == "no"
+    for seed in (1, 2, 3):
+        folders = [directory / f"arms/{name}/seed-{seed}" for name in ("no_kd", "tinybert")]
+        scores = [json.loads((folder / "record.json").read_text())["scores"] for folder in folders]
+        for folder, own, other in zip(folders, scores, reversed(scores), strict=True):
+            edit_record(folder, scores={**own, "glue.mean": other["glue.mean"]})
+    swapped = analysed(directory)
+    (currency,) = swapped.currencies
+    assert swapped.verdict.better != first.verdict.better
+    assert currency.metric == "readout.loss"
+    assert currency.flip == "unknown"
+    assert "by that score the answer is another one at the equal budget too" in currency.sentence
+    assert "flip" not in currency.sentence.split(".")[0]
+    assert not swapped.flips
+
+
 @pytest.mark.parametrize(
     ("evaluation", "schedule", "named", "never"),
     [

@@ -159,4 +159,4 @@ def test_arms_that_were_not_tuned_as_often_are_refused(other: Any, message: str)
     alike = validate(
         {**MINIMAL, "arms": [tuned, {"name": "b", "tuning": {"cost": "1e14 flop", "trials": 5}}]}, where="s"
     )
-    assert [(arm.trials, arm.tuning_cost) for arm in alike.arms] == [(5, "3e14 flop"), (5, "1e14 flop")]
+    assert [(arm.trials, arm.tuning_cost) for arm in alike.arms] == [(5, ["3e14 flop"]), (5, ["1e14 flop"])]

@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from harness import cli
+from harness.budget import Account
 from harness.errors import ConfigError
 from harness.study import load, validate
+from harness.sweep.expand import expand
 from harness.sweep.tuning import as_sweep, grid
 from tests.support.tiny import TinyStudy
 
@@ -35,6 +37,18 @@ def test_no_arm_keeps_a_rate_of_its_own_while_it_is_searched(tiny: TinyStudy, tm
     assert tree["evaluation"]["split"] == "validation"
     assert tree["budget"] == "1000000000 flop"
     assert "optimizer.lr" in study.arms[1].differs, "the study itself is as it was"
+
+
+def test_no_trial_pays_for_the_teacher(tiny: TinyStudy, tmp_path: Path) -> None:
+    """The students to come pay it once: a search that paid it too would charge distilled arms once per trial."""
+    own = {"accounting": {"teacher_training": {"amortised_over": 3}}, "arms": ARMS}
+    study = load(str(tiny.write(tmp_path / "s.yaml", **own)))
+    assert Account.TEACHER_TRAINING in study.charged
+    sweep = expand(as_sweep(study, fraction=0.5, values=[1e-3, 2e-3, 4e-3], seeds=[1]), where="tune")
+    for point in sweep.points:
+        trial = point.study({})
+        assert Account.TEACHER_TRAINING not in trial.charged
+        assert trial.accounting.teacher_training == "free"
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1])
@@ -79,7 +93,10 @@ def test_a_search_ends_in_a_study_that_says_what_it_cost(tiny: TinyStudy, tmp_pa
             for path in out.glob(f"points/*/arms/{arm.name}/seed-1/record.json")
         ]
         assert len(records) == arm.trials == 3
-        assert arm.tuning_cost == f"{sum(record['charged'] for record in records)} flop"
+        assert arm.tuning_cost == [
+            f"{sum(record['charged'] for record in records)} flop",
+            f"{sum(record['seconds'] for record in records)} gpu-second",
+        ]
         scores = {point["x"]: point["scores"][arm.name]["1"] for point in report["points"]}
         assert min(scores, key=lambda x: scores[x]) == best[arm.name]
         edge = best[arm.name] in (5e-4, 8e-3)
