@@ -50,7 +50,7 @@ from harness.train import Trial
 from harness.trainee import Trainee, parameter_groups
 from harness.trial_record import card, efficiency_record, trial_record
 from harness.units import Unit, format_amount
-from harness.watchdog import Watchdog, beat, watch
+from harness.watchdog import LONG_WORK, Watchdog, beat, watch
 
 if TYPE_CHECKING:
     from harness.setting import ArmSetting, Setting
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 
 # Added to an arm's seed for its projections, so that they never share draws with the student's weights.
 PROJECTION_STREAM = 1_000_003
-# Compiling a teacher may take this many times as long as any other stillness before it counts as a hang.
-TRYING_PATIENCE = 4.0
 
 
 @dataclass
@@ -102,6 +100,7 @@ class Conductor:
                 self.ranks.on_main(self.refuse_mixed_precision)
                 self.admit()
             self.admitted = True
+            beat("the comparison of teachers with untrained students", patience=LONG_WORK)
             vouchers = self.ranks.on_main(lambda: self.vouchers(missing))
             said = [alarm.text for (arm, _), v in vouchers.items() for alarm in alarms.weak_teacher(vars(v), arm=arm)]
             for text in dict.fromkeys(said):
@@ -189,6 +188,7 @@ class Conductor:
             if arm.teacher is None or arm.study.teacher is None:
                 continue
             path = arm.teacher.path
+            beat(f"the comparison of {path} with the untrained student of {arm.arm.name}", patience=LONG_WORK)
             if path not in teachers:
                 model = Teacher(arm.teacher, device=device, dtype=torch.float32).family.model
                 teachers[path] = Subject(model, device=device)
@@ -259,7 +259,7 @@ class Conductor:
                 write_json(place / "environment.json", facts)
         label = f"{control.label if control else arm.arm.name} · seed {seed}"
         if trial.trainee.compiled:
-            beat(f"compiling the student of {label}", patience=TRYING_PATIENCE)
+            beat(f"compiling the student of {label}", patience=LONG_WORK)
             compile_ahead(trial)
         self.tell.begin(label, trial.ledger.budget.limit, trial.ledger.budget.unit)
         try:
@@ -332,7 +332,7 @@ class Conductor:
         if isinstance(teacher, Teacher):
             if study.speed.overlap_teacher and teacher.placement != "divided":
                 ahead = Lookahead(teacher, engine.device)
-            beat(f"the choice of a teacher's backend for {arm.arm.name}", patience=TRYING_PATIENCE)
+            beat(f"the choice of a teacher's backend for {arm.arm.name}", patience=LONG_WORK)
             settle(
                 teacher, study.speed.teacher_backend, first=lambda: stream.step(0)[0].to(engine.device), folder=folder,
                 needs=plan.all_teacher_needs, device=engine.device, ranks=self.ranks,

@@ -13,9 +13,6 @@ from harness.rundir import replace as replace_file
 if TYPE_CHECKING:
     from harness.train import Trial
 
-# A save may take this many times as long as any other stillness before it counts as a hang.
-SAVING_PATIENCE = 4.0
-
 
 def keep_trunk(trial: Trial) -> None:
     """Once, before the first step of the cooldown: what a run at a larger budget goes on from."""
@@ -25,7 +22,7 @@ def keep_trunk(trial: Trial) -> None:
 
 
 def save(trial: Trial, place: str = "checkpoints") -> None:
-    watchdog.beat(f"the checkpoint of step {trial.progress.step}", patience=SAVING_PATIENCE)
+    watchdog.beat(f"the checkpoint of step {trial.progress.step}", patience=watchdog.LONG_WORK)
     trial.post_measured()
     trial.updates.read(trial.progress)
     trial.progress.energy = trial.measured.energy.tally.state()
@@ -56,6 +53,7 @@ def resume_trial(trial: Trial) -> bool:
         CheckpointError: none is intact or none is left of those made, it holds more than tensors, or what
             this run is differs from what wrote it and the difference is not allowed.
     """
+    watchdog.beat("the search for an intact checkpoint", patience=watchdog.LONG_WORK)
     found = trial.ranks.on_main(lambda: resume.newest(trial.directory))
     if found is None:
         # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
@@ -73,6 +71,7 @@ def resume_trial(trial: Trial) -> bool:
         then = branch.as_own(then, trial.identity)
     changed = identity.permit(then, trial.identity, trial.allowed, what=f"a checkpoint of step {folder.name[5:]}")
     trial.overrides = identity.merge_overrides(state["overrides"], identity.merge_overrides(trial.overrides, changed))
+    watchdog.beat(f"the reading of {folder.name}", patience=watchdog.LONG_WORK)
     resume.read(folder, engine=trial.engine, ranks=trial.ranks, written_by=then["world_size"]["ranks"])
     trial.ranks.on_main(lambda: checkpoint.set_aside(folder.parent, folder))
     longer = state["ledger"]["limit"] != trial.ledger.budget.limit

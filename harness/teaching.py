@@ -12,7 +12,7 @@ from harness.hardware import bf16_in_hardware
 from harness.models.signals import Needs
 from harness.models.teacher import Teacher
 from harness.remember import remember
-from harness.watchdog import beat
+from harness.watchdog import LONG_WORK, beat
 
 if TYPE_CHECKING:
     from harness.data.corpus import Corpus
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from harness.ranks import Ranks
     from harness.setting import ArmSetting
     from harness.teacher_cache.shards import RememberedTeacher
-
-# Writing a cache may take this many times as long as any other stillness before it counts as a hang.
-WRITING_PATIENCE = 4.0
 
 
 def teacher_dtype() -> torch.dtype:
@@ -52,6 +49,7 @@ def asked_teacher(arm: ArmSetting, plan: Plan, ds_config: DsConfig, ranks: Ranks
     """What a trial asks in every step, divided between the ranks where it must be; None for an arm without a teacher."""
     if arm.teacher is None or not plan.needs_teacher:
         return None
+    beat(f"the teacher of {arm.arm.name}", patience=LONG_WORK)
     teacher = cut_teacher(arm, plan, ranks)
     if must_divide(teacher.weight_bytes, ds_config, ranks):
         teacher.divide(divided)
@@ -69,10 +67,10 @@ def remembered_teacher(
     plan = arm.plan()
     if not arm.remembers(plan):
         return None
-    beat(f"the teacher's cache of {arm.arm.name}", patience=WRITING_PATIENCE)
+    beat(f"the teacher's cache of {arm.arm.name}", patience=LONG_WORK)
 
     def say(text: str) -> None:
-        beat(text, patience=WRITING_PATIENCE)
+        beat(text, patience=LONG_WORK)
         tell(text)
 
     return remember(

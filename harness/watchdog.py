@@ -34,6 +34,8 @@ from harness.ranks import Ranks
 SIGNS = ".ranks"
 # Nobody moved for this long: the run hangs. Above the slowest compilation, below a scheduler's patience.
 HANG_TIMEOUT_S = 600.0
+# Work that moves nobody until it ends and grows with the model (saving, reading, compiling) may take this many times as long.
+LONG_WORK = 4.0
 # A rank is silent when its thread has missed this many of its own intervals.
 MISSED = 3
 # How long the ranks that still live are given to find out for themselves before one of them leaves.

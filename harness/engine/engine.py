@@ -19,6 +19,7 @@ from harness.engine.ranks import device_of
 from harness.errors import CheckpointError, ConfigError
 from harness.ranks import Ranks
 from harness.unpickling import refuse_programs, tensors_only
+from harness.watchdog import LONG_WORK, beat
 
 
 def decides_on_device(device: torch.device) -> bool:
@@ -223,6 +224,7 @@ class Engine:
         mine = [{k: v for k, v in group.items() if k != "params"} for group in self._ds.optimizer.param_groups]
         try:
             self.ranks.on_main(lambda: make_universal(folder / TAG, universal / TAG, stage=self.config.stage))
+            beat(f"the reading of {folder.name}, converted", patience=LONG_WORK)
             self._ds._config.load_universal_checkpoint = True
             with tensors_only(state_classes()):
                 self._restore(universal, TAG)

@@ -20,6 +20,7 @@ from harness.rundir import RunDirectory, read_json, write_json
 from harness.study import StudySpec
 from harness.study.glue import NAMES
 from harness.units import Unit
+from harness.watchdog import beat
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -158,5 +159,6 @@ def measure_sizes(directory: RunDirectory, trials: list[tuple[str, int]], device
         record = read_json(folder / "record.json")
         if (record.get("model") or {}).get("latency", {}).get("device") == here:
             continue
+        beat(f"the size of {arm}, seed {seed}")
         record["model"] = size.measure(folder / "student", device=device)
         write_json(folder / "record.json", record)
