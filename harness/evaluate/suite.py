@@ -2,11 +2,12 @@
 
 A subject is a trained student, the untrained student, or the teacher. Each has `evaluations.json`:
 item → {key, scores, flop, seconds}; an item whose key (what it depends on) is unchanged is not repeated.
-Subjects are dealt over ranks; nothing here needs ranks to talk until all are done.
+Subjects are dealt over ranks; no rank waits in an exchange for another until all are done.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -34,6 +35,12 @@ from harness.units import Unit
 
 if TYPE_CHECKING:
     from harness.setting import Setting
+
+CONTINUE = "run again with --resume to continue"
+# How often a rank that is done looks whether the others are.
+LOOK_EVERY_S = 0.5
+# Ranks come here in the same order, so the n-th of each speaks of the same work.
+_numbers = itertools.count()
 
 HEADLESS = "{} loss is that of a head this objective never trains; compare arms by the read-out or by downstream scores"
 
@@ -71,13 +78,7 @@ class Suite:
         candidates = self.candidates()
         if only is not None:
             candidates = [c for c in candidates if c.folder == self.directory.trial(*only)]
-        failure: IsoBudgetError | None = None
-        try:
-            for candidate in candidates[self.ranks.rank :: self.ranks.world]:
-                self.evaluate(candidate)
-        except IsoBudgetError as error:
-            failure = error
-        self.ranks.agree(failure)
+        self.ranks.agree(self.deal(candidates))
         if self.ranks.is_main and only is None:
             self.publish(candidates)
         self.ranks.barrier()
@@ -132,6 +133,27 @@ class Suite:
     def _load(self, folder: Path) -> Subject:
         return Subject.load(folder, device=self.device)
 
+    def deal(self, candidates: list[Candidate]) -> IsoBudgetError | None:
+        """Evaluate this rank's share and sleep until every rank is through with its own; what went wrong here, if anything.
+
+        Not in a collective: gloo gives up after a while, and another's share may take longer than that.
+        """
+        rank, world, word = self.ranks.rank, self.ranks.world, f"evaluated-{next(_numbers)}"
+        failure: IsoBudgetError | None = None
+        try:
+            for candidate in candidates[rank::world]:
+                self.evaluate(candidate)
+        except IsoBudgetError as error:
+            failure = error
+        finally:
+            self.ranks.tell_all(f"{word}-{rank}")  # of a crash too, or the others would wait for this one
+        waiting = {other for other in range(world) if other != rank}
+        while waiting := {other for other in waiting if not self.ranks.was_told(f"{word}-{other}")}:
+            if self.stop():
+                return failure or Preempted("stopped while other ranks evaluate", remedy=CONTINUE)
+            time.sleep(LOOK_EVERY_S)
+        return failure
+
     # -- one subject ---------------------------------------------------------------------------------
     def evaluate(self, candidate: Candidate) -> None:
         candidate.folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +163,7 @@ class Suite:
             if done.get(item, {}).get("key") == key:
                 continue
             if self.stop():
-                raise Preempted("stopped by a signal while evaluating", remedy="run again with --resume to continue")
+                raise Preempted("stopped by a signal while evaluating", remedy=CONTINUE)
             begun = time.monotonic()
             subject = candidate.load()
             answers: list[torch.Tensor] = []
