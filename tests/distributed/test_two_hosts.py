@@ -102,21 +102,29 @@ def places(out: Path) -> list[tuple[int, str, int]]:
     return [(place["rank"], place["host"], place["local_rank"]) for place in record["ranks"]]
 
 
+def start_torchrun(root: Path, study: Path, hosts: TwoHosts, out: Path, *, port: int) -> list[subprocess.Popen[bytes]]:
+    words = [str(root / "launchers" / "torchrun.sh"), *flags(root, study, out)]
+    common = {
+        "NODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": ADDRESSES[FIRST], "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "eth0",
+    }  # fmt: skip
+    return [
+        hosts.start(name, words, log=f"{out.name}-{rank}", names="hosts-loopback", NODE_RANK=str(rank), **common)
+        for rank, name in enumerate((FIRST, SECOND))
+    ]
+
+
+def said(hosts: TwoHosts, out: Path) -> str:
+    return "\n".join((hosts.folder / f"{out.name}-{rank}.log").read_text()[-3000:] for rank in (0, 1))
+
+
 def test_torchrun_over_two_hosts_is_one_host(
     root: Path, study: Path, hosts: TwoHosts, one_host: dict, tmp_path: Path
 ) -> None:
+    """Neither host knows a name but as its own loopback address."""
     out = tmp_path / "run"
-    words = [str(root / "launchers" / "torchrun.sh"), *flags(root, study, out)]
-    common = {
-        "NODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": ADDRESSES[FIRST], "MASTER_PORT": "29511", "GLOO_SOCKET_IFNAME": "eth0",
-    }  # fmt: skip
-    agents = [
-        hosts.start(name, words, log=f"torchrun-{rank}", NODE_RANK=str(rank), **common)
-        for rank, name in enumerate((FIRST, SECOND))
-    ]
+    agents = start_torchrun(root, study, hosts, out, port=29511)
     codes = [agent.wait(timeout=TIMEOUT_S) for agent in agents]
-    logs = "\n".join((hosts.folder / f"torchrun-{rank}.log").read_text()[-2000:] for rank in (0, 1))
-    assert codes == [0, 0], logs
+    assert codes == [0, 0], said(hosts, out)
     assert outcome(out) == one_host
     assert places(out) == [(0, FIRST, 0), (1, SECOND, 0)]
 

@@ -112,15 +112,20 @@ class TwoHosts:
     def ip(self, name: str, *words: str) -> None:
         run("ip", "-n", name, *words)
 
-    def inside(self, name: str, words: list[str]) -> list[str]:
-        """The command that runs `words` on that host, under its own name; names of both resolve there."""
-        script = f'hostname {name}; mount --bind {self.folder / "hosts"} /etc/hosts; exec "$@"'
+    def inside(self, name: str, words: list[str], *, names: str = "hosts") -> list[str]:
+        """The command that runs `words` on that host, under its own name; names resolve there as that file says.
+
+        In "hosts" both do; in "hosts-loopback" a host's name is its loopback address, as many systems are set up.
+        """
+        script = f'hostname {name}; mount --bind {self.folder / names} /etc/hosts; exec "$@"'
         return ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "bash", "-c", script, "bash", *words]
 
-    def start(self, name: str, words: list[str], *, log: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, words: list[str], *, log: str, names: str = "hosts", **environment: str
+    ) -> subprocess.Popen[bytes]:
         with (self.folder / f"{log}.log").open("ab") as file:
             return subprocess.Popen(
-                self.inside(name, words), stdout=file, stderr=file, env={**self.environment, **environment},
+                self.inside(name, words, names=names), stdout=file, stderr=file, env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -145,6 +150,8 @@ class TwoHosts:
         (self.folder / "authorized").chmod(0o600)
         rows = [f"{address} {name}" for name, address in ADDRESSES.items()]
         (self.folder / "hosts").write_text("127.0.0.1 localhost\n" + "\n".join(rows) + "\n", encoding="ascii")
+        loopback = f"127.0.0.1 localhost\n127.0.1.1 {' '.join(ADDRESSES)}\n"
+        (self.folder / "hosts-loopback").write_text(loopback, encoding="ascii")
         (self.folder / "sshd_config").write_text(
             f"Port {PORT}\nHostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/authorized\n"
             "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\n",

@@ -52,6 +52,7 @@ def test_shellcheck_finds_nothing(root: Path) -> None:
         ("torchrun.sh", {"NODES": "two"}, ["--out", "x"]),
         ("torchrun.sh", {"NODES": "2", "NODE_RANK": "2"}, ["--out", "x"]),
         ("torchrun.sh", {"MASTER_ADDR": "-x"}, ["--out", "x"]),
+        ("torchrun.sh", {"NODES": "2", "NODE_ADDR": "-x"}, ["--out", "x"]),
         ("torchrun.sh", {"RUN_ID": "$(touch canary)"}, ["--out", "x"]),
         ("torchrun.sh", {"RANKS_PER_NODE": "1;touch canary"}, ["--out", "x"]),
         ("torchrun.sh", {}, ["--study", "quickstart"]),
@@ -190,6 +191,36 @@ def until(file: Path) -> None:
     while not file.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# -- torchrun.sh against a torchrun that only plays its part -------------------------------------------------
+@pytest.mark.parametrize(
+    ("variables", "address"),
+    [
+        ({}, "127.0.0.1"),
+        ({"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node1.example"}, "node1.example"),
+        ({"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.9"}, "127.0.0.1"),
+        ({"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.9", "NODE_ADDR": "10.1.2.3"}, "10.1.2.3"),
+        ({"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "node1.example", "NODE_ADDR": "10.1.2.3"}, "10.1.2.3"),
+    ],
+    ids=["alone", "first", "routed", "told", "first-told"],
+)
+def test_every_machine_says_where_the_others_reach_it(
+    root: Path, tmp_path: Path, variables: dict[str, str], address: str
+) -> None:
+    """Ranks meet at the address that one of the machines gives of itself; its own name may mean nothing elsewhere."""
+    stand_in(
+        tmp_path / "bin",
+        "python",
+        f'[[ $2 == torch.distributed.run ]] || exec "{sys.executable}" "$@"; printf "%s\\n" "$@" > "$MARKS/words"',
+    )
+    unwanted = ("NODES", "NODE_RANK", "NODE_ADDR", "MASTER_ADDR", "MASTER_PORT")
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted}
+    environment |= {"PYTHON": str(tmp_path / "bin" / "python"), "MARKS": str(tmp_path), "RANKS_PER_NODE": "1"}
+    words = [root / "launchers" / "torchrun.sh", "--out", str(tmp_path / "out")]
+    subprocess.run(words, env=environment | variables, check=True, timeout=120)
+    given = (tmp_path / "words").read_text().splitlines()
+    assert given[given.index("--local-addr") + 1] == address
 
 
 # -- deepspeed_hostfile.sh against a launcher that only plays its part ---------------------------------------
