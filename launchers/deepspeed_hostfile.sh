@@ -13,6 +13,10 @@
 #
 # TERM, USR1 and INT have every rank save and leave with 75. Exits with the code that the run recorded.
 #
+# Over pdsh one launch at a time per user and machine: DeepSpeed stops its agents by the words that start them, which are
+# the same for every launch, so stopping one stops all that this user has on any of its machines. The others save and leave
+# with 75 too, to be started again. Where launches share machines, use torchrun.sh or LAUNCHER=slurm.
+#
 # The repository, PYTHON and --out must have the same path on every machine.
 set -euo pipefail
 # shellcheck source=launchers/common.sh
