@@ -1,5 +1,6 @@
 """What a launcher hands to other machines, checked before any shell can see it.
 
+Every one of these ends in process lists that all users of those machines can read, so no secret may be among them.
 pdsh and ssh pass their command line through a remote shell, and DeepSpeed pastes host names, the lines of
 .deepspeed_env, some of the caller's variables and every argument into it. So each must consist of
 characters that no shell, and no option parser, gives a meaning.
@@ -18,6 +19,10 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _SLOTS = re.compile(r"([^ \t]+)[ \t]+slots=([1-9][0-9]{0,3})", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+# Names that say of themselves that their value is nobody else's business (not UCX_IB_PKEY, which names a partition), and
+# a password in an address.
+_SECRET = re.compile(r"(?:.*_)?(?:SECRET|TOKEN|PASSWORD|(?:API)?KEY)", re.IGNORECASE)
+_LOGIN = re.compile(r"://[^/ ]*@")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./ ^-]*", re.ASCII)
 
 # Prefixes of the variables that DeepSpeed's launcher copies from the caller's environment to every host.
@@ -67,7 +72,7 @@ def read_environment_file(path: str | Path) -> dict[str, str]:
     shell, where it hides the rest of the command.
 
     Raises:
-        ConfigError: no such file, a line without =, a name no shell knows, or a value with shell characters.
+        ConfigError: no such file, a line without =, a name no shell knows, a value with shell characters, or a secret.
     """
     found: dict[str, str] = {}
     for number, row in _lines(Path(path), what="environment file", comments=False):
@@ -83,7 +88,7 @@ def read_environment_file(path: str | Path) -> dict[str, str]:
 
 
 def check_variable(key: str, value: str, *, where: str) -> None:
-    """Raises ConfigError where name or value would mean something to a shell; the value itself is not repeated."""
+    """Raises ConfigError where name or value would mean something to a shell, or is a secret; the value is not repeated."""
     if not _VARIABLE.fullmatch(key):
         raise ConfigError(
             f"variable {key!r} in {where}", rule="a name is letters, digits and underscores", remedy="correct its name"
@@ -94,13 +99,19 @@ def check_variable(key: str, value: str, *, where: str) -> None:
             f"variable {key} in {where}", rule=f"its value holds {character!r}, which a remote shell would act on",
             remedy="remove that character, or set the variable in each machine's own profile",
         )  # fmt: skip
+    if value and (_SECRET.fullmatch(key) or _LOGIN.search(value)):
+        raise ConfigError(
+            f"variable {key} in {where}",
+            rule="it holds a secret, and the launcher writes it into command lines that everyone on every machine can read",
+            remedy="unset it here, and keep it in a file on each machine (~/.netrc, ~/.mlflow/credentials, HF_TOKEN_PATH)",
+        )
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
     """Check every variable that a launcher copies to other hosts.
 
     Raises:
-        ConfigError: one of them would mean something to a shell.
+        ConfigError: one of them would mean something to a shell, or is a secret.
     """
     for key, value in environ.items():
         if key.startswith(FORWARDED):

@@ -8,7 +8,8 @@
 #            slurm (inside an allocation; it calls srun)
 # ENV_FILE   KEY=VALUE lines without comments to set on every machine (default none). pdsh drops the caller's
 #            environment, so PATH, OMP_NUM_THREADS, NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, HF_HOME and
-#            ISOBUDGET_CACHE belong there
+#            ISOBUDGET_CACHE belong there, and no secret does: these lines and the caller's MLFLOW…, NCCL…, PYTHON…, UCX…
+#            and MV2… variables show in every machine's process list. One with a secret is refused
 # SSH_PORT, MASTER_ADDR, MASTER_PORT   where sshd listens, and where rank 0 does
 #
 # TERM, USR1 and INT have every rank save and leave with 75. Exits with the code that the run recorded.
@@ -41,11 +42,8 @@ if [[ -n $ENV_FILE ]]; then
   check+=(--env-file "$ENV_FILE")
 fi
 # Host names, the file's lines, some of our variables and every argument are pasted into a remote shell's
-# command line. Anything that shell could act on ends here, with exit code 2, before ssh is started.
+# command line. Anything that shell could act on, and any secret, ends here with exit code 2, before ssh is started.
 machines=$("$PYTHON" "$REPOSITORY/launch.py" hosts ${check[@]+"${check[@]}"} "$HOSTFILE" -- "$REPOSITORY" "$PYTHON" "$@")
-
-# Forwarded variables show in every machine's process list. Trackers read their secrets from files instead.
-unset MLFLOW_TRACKING_TOKEN MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_USERNAME
 
 arguments=(--hostfile "$HOSTFILE" --launcher "$LAUNCHER" --master_port "$MASTER_PORT")
 [[ -z ${SSH_PORT:-} ]] || arguments+=(--ssh_port "$SSH_PORT")

@@ -96,6 +96,31 @@ def test_a_hostile_environment_file_is_refused_and_its_value_is_not_repeated(tmp
         assert "touch" not in str(refused.value)
 
 
+SECRETS = {
+    "MLFLOW_TRACKING_TOKEN": "t0ken", "NCCL_SECRET": "s3cret", "UCX_PASSWORD": "pass", "PYTHON_API_KEY": "key",
+    "MLFLOW_TRACKING_URI": "https://me:t0ken@mlflow.example/x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_not_handed_to_other_machines_and_not_repeated(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=name) as forwarded:
+        hosts.check_environment({"PATH": "/usr/bin", name: SECRETS[name]})
+    (tmp_path / "env").write_text(f"{name}={SECRETS[name]}\n", encoding="ascii")
+    with pytest.raises(ConfigError, match=name) as listed:
+        hosts.read_environment_file(tmp_path / "env")
+    for refused in (forwarded, listed):
+        assert refused.value.exit_code == 2
+        assert SECRETS[name] not in str(refused.value)
+
+
+def test_what_is_not_handed_on_may_be_a_secret_and_a_partition_key_is_none() -> None:
+    hosts.check_environment({
+        "HF_TOKEN": "t0ken", "UCX_IB_PKEY": "0x8002", "MLFLOW_TRACKING_URI": "https://mlflow.example:5000/a@b",
+        "MLFLOW_TRACKING_TOKEN": "", "PYTHONHASHSEED": "0",
+    })  # fmt: skip
+
+
 def test_an_ordinary_environment_file_passes(tmp_path: Path) -> None:
     file = tmp_path / "env"
     file.write_text("NCCL_SOCKET_IFNAME=^lo,docker0\nPATH=/opt/x/bin:/usr/bin\nEMPTY=\n", encoding="ascii")
@@ -167,6 +192,8 @@ ATTACKS: list[tuple[str, dict[str, str], list[str]]] = [
     ("node1 slots=1\nnode2 slots=1\n", {}, ["--set", "name=$(touch canary)"]),
     ("node1 slots=1\nnode2 slots=1\n", {}, ["--study", "x;touch canary"]),
     ("node1 slots=1\nnode2 slots=1\n", {}, ["--study", "x\ntouch canary"]),
+    ("node1 slots=1\nnode2 slots=1\n", {"NCCL_SECRET": "s3cret"}, []),
+    ("node1 slots=1\nnode2 slots=1\n", {"ENV": "HF_TOKEN=t0ken"}, []),
     ("node1 slots=1\nnode2 slots=1\n", {"LAUNCHER": "pdsh;touch canary"}, []),
     ("node1 slots=1\nnode2 slots=1\n", {"MASTER_PORT": "1;touch canary"}, []),
     ("node1 slots=1\nnode2 slots=1\n", {"SSH_PORT": "22 -oProxyCommand=touch"}, []),
