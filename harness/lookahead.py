@@ -40,12 +40,14 @@ class Lookahead:
     def take(self, batch: TrainingBatch, needs: Needs) -> Signals:
         """The answer to this micro-batch: the one that waits, if it is to the same question, or a new one."""
         waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._stream is not None:
+            # Also for an answer that is dropped: graphs of a teacher share memory, and may not replay on two streams at once.
+            torch.cuda.current_stream().wait_stream(self._stream)
         if waiting is None or waiting[0] is not batch or waiting[1] != needs:
             return self._teacher(batch, needs)
         signals = waiting[2]
         if self._stream is not None:
             # Their memory is the other stream's: it must not be given away there while this one still reads it.
-            torch.cuda.current_stream().wait_stream(self._stream)
             for answer in signals.tensors().values():
                 answer.record_stream(torch.cuda.current_stream())
         return signals

@@ -1,12 +1,14 @@
 """Which backend computes a trial's teacher: the one that was asked for, or the fastest of those that answer alike.
 
-Every candidate is asked one real micro-batch and its answers are held against the plain forward's. What was tried, and how it
-compared, is kept beside the trial, and a resumed trial goes on with the same one.
+Every candidate is asked one real micro-batch, and the same tokens in reverse, and its answers are held against the plain
+forward's: those it gives in a step, which of CUDA graphs are replays. What was tried, and how it compared, is kept beside the
+trial, and a resumed trial goes on with the same one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +41,7 @@ FP8_DISTANCE, FP8_DIVERGENCE = 0.10, 0.01
 
 @dataclass(frozen=True)
 class Tried:
-    """One backend against the plain forward, on one micro-batch.
+    """One backend against the plain forward, on one micro-batch and its reverse.
 
     seconds: median of a forward; distance: the largest |difference| / |plain| (Euclidean) of an answer; divergence: mean
     KL(plain ‖ this) of the logits in nats, where there are any; obstacle: why it cannot be used, empty where it can.
@@ -87,8 +89,8 @@ def settle(
     found: list[Tried] = []
     if tries != ("plain",):
         batch = first()
-        expected = teacher(batch, needs[0])
-        found = [_agreed(compare(teacher, backend, expected, batch=batch, needs=needs[0]), ranks) for backend in tries]
+        expected = [(each, teacher(each, needs[0])) for each in (batch, reverse(batch))]
+        found = [_agreed(compare(teacher, backend, expected, needs=needs[0]), ranks) for backend in tries]
     if wanted == "fp8":
         found[-1] = faster_than(found[-1], found[:-1])
         if found[-1].obstacle:
@@ -114,8 +116,39 @@ def compile_all(teacher: Teacher, needs: Sequence[Needs], first: Callable[[], Tr
     if teacher.backend != "plain":
         batch = first()
         for each in needs:
-            for _ in range(CALLS_TO_RECORD if teacher.backend == "graphs" else 1):
-                teacher(batch, each)
+            make_ready(teacher, batch, each)
+
+
+def make_ready(teacher: Teacher, batch: TrainingBatch, needs: Needs) -> None:
+    """Ask until the next answer is computed as all later ones are: compiled, and of CUDA graphs replayed."""
+    for _ in range(CALLS_TO_RECORD if teacher.backend == "graphs" else 1):
+        teacher(batch, needs)
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """Another micro-batch of the same shapes: what a graph replays must come from what it is given now."""
+
+    input_ids_BT: torch.Tensor
+    positions_N: torch.Tensor
+    labels_N: torch.Tensor
+    attention_mask_BT: torch.Tensor | None
+    masked_count: float
+    token_count: float
+    sequence_count: float
+
+
+def reverse(batch: TrainingBatch) -> Reversed:
+    """The micro-batch read from its last token to its first, with the same predictions."""
+
+    def turned(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.flatten().flip(0).view_as(tensor)
+
+    mask = batch.attention_mask_BT
+    return Reversed(
+        turned(batch.input_ids_BT), batch.input_ids_BT.numel() - 1 - turned(batch.positions_N), turned(batch.labels_N),
+        None if mask is None else turned(mask), batch.masked_count, batch.token_count, batch.sequence_count,
+    )  # fmt: skip
 
 
 def faster_than(mine: Tried, others: Sequence[Tried]) -> Tried:
@@ -143,13 +176,21 @@ def facts(teacher: Teacher, folder: Path) -> dict[str, Any]:
     return {"backend": teacher.backend, "tried": (kept.read_json(folder / FILE) or {}).get("tried", [])}
 
 
-def compare(teacher: Teacher, backend: Backend, expected: Signals, *, batch: TrainingBatch, needs: Needs) -> Tried:
-    """Ask the same in another way. A backend that fails to compile or run is an obstacle, not an error."""
+def compare(
+    teacher: Teacher, backend: Backend, expected: Sequence[tuple[TrainingBatch, Signals]], *, needs: Needs
+) -> Tried:
+    """Ask the same in another way. A backend that fails to compile or run is an obstacle, not an error.
+
+    `expected` are micro-batches and the plain forward's answers to them; the first is what is timed.
+    """
     try:
         teacher.use(backend)
-        answer = teacher(batch, needs)
-        distance, divergence = distances(expected, answer)
-        seconds = timed(teacher, batch, needs)
+        make_ready(teacher, expected[0][0], needs)
+        found = [distances(plain, teacher(batch, needs)) for batch, plain in expected]
+        distance = worst([far for far, _ in found])
+        apart = [divergence for _, divergence in found if divergence is not None]
+        divergence = worst(apart) if apart else None
+        seconds = timed(teacher, expected[0][0], needs)
     except TeacherError as error:  # no rank may leave alone: all raise it when they have compared
         return Tried(backend, obstacle=error.rule)
     except Exception as error:  # whatever a compiler raises: the plain forward needs none
@@ -164,6 +205,11 @@ def compare(teacher: Teacher, backend: Backend, expected: Signals, *, batch: Tra
     return Tried(backend, seconds, distance, divergence, obstacle)
 
 
+def worst(found: Sequence[float]) -> float:
+    """The largest; NaN where one is, which `max` may pass over."""
+    return math.nan if any(map(math.isnan, found)) else max(found)
+
+
 def distances(expected: Signals, answer: Signals) -> tuple[float, float | None]:
     """(the largest relative distance of an answer, the logits' mean divergence in nats or None)."""
     theirs = answer.tensors()
@@ -172,9 +218,9 @@ def distances(expected: Signals, answer: Signals) -> tuple[float, float | None]:
         for name, ours in expected.tensors().items()
     ]
     if expected.head is None or answer.head is None:
-        return max(far), None
+        return worst(far), None
     plain, other = (head.logits().float().log_softmax(-1) for head in (expected.head, answer.head))
-    return max(far), float(functional.kl_div(other, plain, reduction="batchmean", log_target=True))
+    return worst(far), float(functional.kl_div(other, plain, reduction="batchmean", log_target=True))
 
 
 def timed(teacher: Teacher, batch: TrainingBatch, needs: Needs) -> float:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import cli, teacher_backends
+from harness import cli, lookahead, teacher_backends
+from harness.data.batch import Batch
 from harness.errors import ConfigError, TeacherError
 from harness.models import fp8
 from harness.models.signals import Needs, Signals
@@ -276,6 +280,53 @@ def test_asking_ahead_changes_nothing_but_when(
     assert all(torch.equal(weights[name], weights_ahead[name]) for name in weights)
 
 
+class OnStreams:
+    """A stand-in for torch.cuda with one stream beside the main one; notes what is asked and waited for, in order."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+        self.current = "main"
+
+    def Stream(self, device: Any) -> Any:
+        return self._named("side")
+
+    def current_stream(self) -> Any:
+        return self._named(self.current)
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        self.current = stream.name
+        yield
+        self.current = "main"
+
+    def _named(self, name: str) -> Any:
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.noted.append(f"{name} waits for {other.name}"))
+
+    def teacher(self, batch: Any, needs: Needs) -> Signals:
+        self.noted.append(f"teacher on {self.current}")
+        return Signals()
+
+
+def test_the_teacher_is_never_on_two_streams_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the answer that waits is taken or dropped: two replays of one graph pool would write over each other."""
+    device = OnStreams()
+    monkeypatch.setattr(lookahead, "torch", SimpleNamespace(cuda=device))
+    given = SimpleNamespace(record_stream=lambda stream: None)
+    batch, another = (SimpleNamespace(input_ids_BT=given, positions_N=given, attention_mask_BT=None) for _ in range(2))
+    ahead = lookahead.Lookahead(device.teacher, torch.device("cuda"))  # pyright: ignore[reportArgumentType]
+    needs = Needs(states=frozenset({1}))
+    asked = ["side waits for main", "teacher on side", "main waits for side"]
+    for taken, otherwise in ((batch, needs), (another, needs), (batch, EVERYTHING)):
+        device.noted.clear()
+        ahead.ask(batch, needs)  # pyright: ignore[reportArgumentType]
+        ahead.take(taken, otherwise)  # pyright: ignore[reportArgumentType]
+        dropped = taken is not batch or otherwise != needs
+        assert device.noted == [*asked, *(["teacher on main"] if dropped else [])]
+    device.noted.clear()
+    ahead.take(batch, needs)  # pyright: ignore[reportArgumentType]
+    assert device.noted == ["teacher on main"], "nothing waits: the last answer was taken or waited for"
+
+
 def test_studies_that_cannot_ask_ahead_are_refused(tiny: TinyStudy) -> None:
     tree = tiny.tree()
     for speed, teacher, says in (
@@ -325,6 +376,59 @@ class Recording:
     def __call__(self, **inputs: Any) -> Signals:
         self.calls += 1
         return self.walk(**inputs)
+
+
+class Replaying(Recording):
+    """A graph that was captured badly: from the third call on it returns `stale`, or what the first call returned."""
+
+    stale: float | None = None
+
+    def __call__(self, **inputs: Any) -> Signals:
+        found = super().__call__(**inputs)
+        self.recorded = found.clone() if self.calls == 1 else self.recorded
+        if self.calls <= 2:
+            return found
+        if self.stale is not None:
+            self.recorded.states[2] = torch.full_like(self.recorded.states[2], self.stale)
+        return self.recorded.clone()
+
+
+@pytest.mark.parametrize("stale", [None, 0.0, float("nan")], ids=["an old input's answer", "zeros", "not a number"])
+@pytest.mark.parametrize("sequences", [1, 2])
+def test_graphs_are_judged_by_what_they_replay(
+    sequences: int, stale: float | None, tmp_path: Path, tiny: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Warming up and recording compute what is asked; every later step gets a replay, on inputs of its own."""
+    monkeypatch.setattr(Replaying, "stale", stale)
+    monkeypatch.setattr(torch, "compile", lambda walk, mode=None, **_: Replaying(walk) if mode else walk)
+    monkeypatch.setattr(
+        teacher_backends, "timed", lambda teacher, *_: {"plain": 3.0, "compiled": 2.0, "graphs": 1.0}[teacher.backend]
+    )
+    teacher = load(tiny.teacher)
+    batch = tiny_batch(teacher.info.shape.vocab)
+    kept = 8 * sequences
+    batch.input_ids_BT = batch.input_ids_BT[:sequences]
+    batch.positions_N, batch.labels_N = batch.positions_N[:kept], batch.labels_N[:kept]
+    settle(
+        teacher, "auto", first=lambda: batch, needs=[EVERYTHING], folder=tmp_path, ranks=Ranks(), device=CPU,
+        candidates=("plain", "compiled", "graphs"),
+    )  # fmt: skip
+    assert teacher.backend == "compiled"
+    plain, compiled, graphs = facts(teacher, tmp_path)["tried"]
+    assert plain["obstacle"] == compiled["obstacle"] == ""
+    assert "differ from the plain forward's" in graphs["obstacle"]
+
+
+def test_a_micro_batch_in_reverse_predicts_the_same_tokens_elsewhere() -> None:
+    ids = torch.arange(12).view(2, 6)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    batch = Batch(ids, torch.tensor([1, 4, 8]), ids.flatten()[[1, 4, 8]], 3.0, 10.0, 2.0, attention_mask_BT=mask)
+    found = teacher_backends.reverse(batch)
+    assert found.input_ids_BT.tolist() == [[11, 10, 9, 8, 7, 6], [5, 4, 3, 2, 1, 0]]
+    assert torch.equal(found.input_ids_BT.flatten()[found.positions_N], found.labels_N)
+    assert sorted(found.labels_N.tolist()) == [1, 4, 8]
+    assert found.attention_mask_BT is not None
+    assert torch.equal(found.input_ids_BT[found.attention_mask_BT.bool()].sort()[0], torch.arange(10))
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["first start", "resume"])
