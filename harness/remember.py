@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.data.stream import SampleStream
@@ -54,11 +55,12 @@ def covered_steps(arm: ArmSetting, plan: Plan, stream: SampleStream) -> int | No
 def remember(
     arm: ArmSetting, plan: Plan, corpus: Corpus, *, seed: int, dtype: torch.dtype, device: torch.device, ranks: Ranks,
     teacher: Callable[[], Teacher], stop: Callable[[], bool] = lambda: False,
-    tell: Callable[[str], None] = lambda text: None, steps: int | None = None,
+    tell: Callable[[str], None] = lambda text: None, steps: int | None = None, root: Path | None = None,
 ) -> RememberedTeacher:  # fmt: skip
     """The arm's teacher as a cache that holds every sample of its run, or of its first `steps`; ranks call it together.
 
-    What the cache lacks is written first, by `teacher`, which is made only if something lacks.
+    What the cache lacks is written first, by `teacher`, which is made only if something lacks. It lies under `root`; None
+    for the data cache.
 
     Raises:
         ConfigError, DataError, Preempted: as `Content.of`, `Cache.write` and `Cache.verify` say.
@@ -71,7 +73,7 @@ def remember(
     facts = describe()
     cache = Cache(
         content, stream, teacher=weights_fingerprint(arm.teacher.path), dtype=dtype,
-        device=(facts["gpus"] or [facts["cpu"]])[0],
+        device=(facts["gpus"] or [facts["cpu"]])[0], root=root,
     )  # fmt: skip
     covered = steps if steps is not None else covered_steps(arm, plan, stream)
     shards = cache.shards(None if covered is None else covered * stream.sequences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,11 +59,12 @@ def asked_teacher(arm: ArmSetting, plan: Plan, ds_config: DsConfig, ranks: Ranks
 
 def remembered_teacher(
     arm: ArmSetting, corpus: Corpus, *, seed: int, ranks: Ranks, stop: Callable[[], bool], tell: Callable[[str], None],
-    steps: int | None = None,
+    steps: int | None = None, root: Path | None = None,
 ) -> RememberedTeacher | None:  # fmt: skip
     """What the arm's teacher says of every sample its budget buys, or of the first `steps`; None where it is asked.
 
-    Written here where it is not in the cache yet, before the trial's clocks start: its account holds what it took.
+    Written here, under `root` or the data cache, where it is not yet, before the trial's clocks start: its account holds
+    what it took.
     """
     plan = arm.plan()
     if not arm.remembers(plan):
@@ -75,5 +77,5 @@ def remembered_teacher(
 
     return remember(
         arm, plan, corpus, seed=seed, dtype=teacher_dtype(), device=device_of(ranks), ranks=ranks,
-        teacher=lambda: cut_teacher(arm, plan, ranks), stop=stop, tell=say, steps=steps,
+        teacher=lambda: cut_teacher(arm, plan, ranks), stop=stop, tell=say, steps=steps, root=root,
     )  # fmt: skip

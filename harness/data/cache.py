@@ -25,13 +25,15 @@ def cache_root() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "isobudget"
 
 
-def folder_of(kind: str, depends_on: dict[str, Any]) -> Path:
-    """Where `cached_folder` puts what depends on this; it exists once it is complete."""
+def folder_of(kind: str, depends_on: dict[str, Any], *, root: Path | None = None) -> Path:
+    """Where `cached_folder` puts what depends on this, under `root` or the cache; it exists once it is complete."""
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:20]
-    return cache_root() / kind / key
+    return (root or cache_root()) / kind / key
 
 
-def cached_folder(kind: str, depends_on: dict[str, Any], build: Callable[[Path], None]) -> Path:
+def cached_folder(
+    kind: str, depends_on: dict[str, Any], build: Callable[[Path], None], *, root: Path | None = None
+) -> Path:
     """The folder that `build` fills, named by a hash of all it depends on; built at most once per cache.
 
     A file lock (released by the system if its holder dies) keeps ranks and processes from building
@@ -40,7 +42,7 @@ def cached_folder(kind: str, depends_on: dict[str, Any], build: Callable[[Path],
     Raises:
         DataError: the cache cannot be written.
     """
-    folder = folder_of(kind, depends_on)
+    folder = folder_of(kind, depends_on, root=root)
     if folder.exists():
         return folder
     key = folder.name

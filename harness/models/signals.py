@@ -7,6 +7,7 @@ Shapes: B sequences, T tokens, H hidden, A heads, d head size, N positions, E em
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -177,11 +178,19 @@ class Signals:
 
     def clone(self) -> Signals:
         """The same answer in memory of its own."""
-        head = None if self.head is None else replace(self.head, hidden_NE=self.head.hidden_NE.clone())
+        found = self._each(torch.clone)
+        found.head = None if self.head is None else replace(self.head, hidden_NE=self.head.hidden_NE.clone())
+        return found
+
+    def to(self, dtype: torch.dtype) -> Signals:
+        """The same answer with states, Q, K and V in this type; a head is multiplied in its own."""
+        return self._each(lambda tensor: tensor.to(dtype))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Signals:
         return Signals(
-            states={number: state.clone() for number, state in self.states.items()},
-            qkv={number: (q.clone(), k.clone(), v.clone()) for number, (q, k, v) in self.qkv.items()},
-            head=head, parts={key: part.clone() for key, part in self.parts.items()}, top=self.top,
+            states={number: change(state) for number, state in self.states.items()},
+            qkv={number: (change(q), change(k), change(v)) for number, (q, k, v) in self.qkv.items()},
+            head=self.head, parts={key: change(part) for key, part in self.parts.items()}, top=self.top,
         )  # fmt: skip
 
     def keep(self, number: int, found: dict[str, torch.Tensor], needs: Needs) -> None:

@@ -58,13 +58,16 @@ class Cache:
     """The signals of one teacher for the samples of one stream, as far as they have been written."""
 
     def __init__(
-        self, content: Content, stream: SampleStream, *, teacher: str, dtype: torch.dtype, device: str
-    ) -> None:
+        self, content: Content, stream: SampleStream, *, teacher: str, dtype: torch.dtype, device: str,
+        root: Path | None = None,
+    ) -> None:  # fmt: skip
         """`stream` must be nobody else's: threads may not share its orders. `teacher` are its weights' fingerprint,
-        `device` the hardware it computes on: device seconds of one kind cannot pay for another's."""
+        `device` the hardware it computes on: device seconds of one kind cannot pay for another's. `root` is where it
+        lies; None for the data cache."""
         self.content = content
         self.stream = stream
         self.dtype = dtype
+        self.root = root or cache_root()
         self.row_bytes = content.row_bytes(dtype.itemsize)
         self.samples_per_shard = max(1, min(SHARD_SAMPLES, SHARD_BYTES // self.row_bytes))
         self._identity: dict[str, Any] = {
@@ -90,7 +93,7 @@ class Cache:
         return {**self._identity, "source": label, "samples": [shard.first, shard.last]}
 
     def folder(self, shard: Shard) -> Path:
-        return folder_of(KIND, self.depends_on(shard))
+        return folder_of(KIND, self.depends_on(shard), root=self.root)
 
     def missing(self, shards: list[Shard]) -> list[Shard]:
         return [shard for shard in shards if not self.folder(shard).exists()]
@@ -116,8 +119,9 @@ class Cache:
                         self._room(self.missing(shards))
                         asked.append(teacher())
                     cached_folder(
-                        KIND, self.depends_on(shard), lambda into, s=shard: self._fill(into, s, asked[0], device)
-                    )
+                        KIND, self.depends_on(shard), lambda into, s=shard: self._fill(into, s, asked[0], device),
+                        root=self.root,
+                    )  # fmt: skip
             except IsoBudgetError as found:
                 error = found
             ranks.agree(error)
@@ -129,13 +133,12 @@ class Cache:
                 )
 
     def _room(self, shards: list[Shard]) -> None:
-        root = cache_root()
-        root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         need = sum(shard.last - shard.first for shard in shards) * self.row_bytes
-        free = shutil.disk_usage(root).free
+        free = shutil.disk_usage(self.root).free
         if need > free:
             raise DataError(
-                f"a teacher's cache of {need / 1e9:.1f} GB", rule=f"{root} has {free / 1e9:.1f} GB left",
+                f"a teacher's cache of {need / 1e9:.1f} GB", rule=f"{self.root} has {free / 1e9:.1f} GB left",
                 remedy="keep fewer logits or half precision (speed.teacher_cache), or set ISOBUDGET_CACHE to a larger disk",
             )  # fmt: skip
 
@@ -203,6 +206,8 @@ class RememberedTeacher:
         self.dtype = cache.dtype
         self.written = cache.facts(shards)
         self._device = device
+        # Copies to a GPU go on behind the host only from pinned memory.
+        self._pinned = device.type == "cuda"
         self._covered = set(shards)
         self._open: OrderedDict[Shard, dict[str, torch.Tensor]] = OrderedDict()
 
@@ -233,7 +238,8 @@ class RememberedTeacher:
             rows = torch.from_numpy(index_B[chosen] - number * size)
             for name, tensor in self._shard(source, number).items():
                 if name not in found:
-                    found[name] = torch.empty((len(samples_B), *tensor.shape[1:]), dtype=tensor.dtype)
+                    size_of_all = (len(samples_B), *tensor.shape[1:])
+                    found[name] = torch.empty(size_of_all, dtype=tensor.dtype, pin_memory=self._pinned)
                 found[name][torch.from_numpy(chosen)] = tensor[rows]
         return found
 

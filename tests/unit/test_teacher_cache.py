@@ -425,3 +425,22 @@ def test_rows_of_a_shuffled_epoch_come_from_many_shards_in_the_right_order(teach
     for row, sample in enumerate(index):
         blocks = Batch.of(made.stream.blocks_at(0, np.array([sample])))
         torch.testing.assert_close(read[row : row + 1], teacher(blocks, Needs(states=frozenset({0}))).states[0])
+
+
+def test_rows_for_a_gpu_are_gathered_where_it_copies_from_behind_the_host(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy from pageable memory makes the host wait; without a GPU nothing can be pinned, so the request is watched."""
+    made = cache(content(teacher, needs=Needs(states=frozenset({0})), kept=0))
+    shards = made.shards(16)
+    write(made, teacher, shards)
+    samples, asked, empty = np.arange(8), list[bool](), torch.empty
+
+    def watched(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", watched)
+    found = [RememberedTeacher(made, shards, device=torch.device(kind))._rows(samples) for kind in ("cuda", "cpu")]
+    assert asked == [True, False]
+    assert torch.equal(found[0]["state.0"], found[1]["state.0"])
