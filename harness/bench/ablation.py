@@ -1,9 +1,10 @@
 """What each technique buys: the same step with one of them taken away, or one more put in, timed in turns.
 
-Every variation starts from the same weights and sees the same batches in a bare loop. Before anything is timed its loss
-and its gradient are held against the definition's, and one that is wrong, or does not run here, says so instead of
-a time. `taken away` shows what the shipped step saves; `put in` what an option would save here. A variation that
-changes nothing for an arm is left out.
+Every variation starts from the same weights, hears the trial's own teacher as its start settled it, and sees the same
+batches in a bare loop. Before anything is timed its loss and its gradient are held against the definition's, and one
+that is wrong, or does not run here, says so instead of a time. `taken away` shows what the shipped step saves; `put in`
+what an option would save here. A variation that changes nothing for an arm, or that a study of it may not ask for, is
+left out.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+import torch._dynamo
+
 from harness.bench.check import LOSS, Distance, Step, allowed, distance
+from harness.bench.stepper import Stepper, obstacle, shipped
 from harness.bench.timing import WARM_UP, percentiles
-from harness.bench.variation import DEFINITION, SHIPPED, Stepper, Variation, variations
+from harness.bench.variation import DEFINITION, SHIPPED, Variation, variations
 from harness.kernels.backend import prefer
 
 if TYPE_CHECKING:
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
 # Another teacher than the definition's, in half precision or fp8: its logits are off by some hundredths (see
 # harness/teacher_backends.py), and the soft loss's gradient, a difference of two probabilities, by a larger share.
 OTHER_TEACHER = Distance(LOSS["half"], 0.15)
+# Variations of a compiled teacher are as many versions of one function; PyTorch's limit of 8 would run the rest uncompiled
+# and say nothing.
+COMPILING = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
 
 
 def ablate(conductor: Conductor, *, steps: int) -> dict[str, Any]:
@@ -59,13 +67,13 @@ def pads_without_packing(conductor: Conductor) -> float:
 
 def _arm(conductor: Conductor, arm: ArmSetting, *, steps: int, pads: float) -> list[dict[str, Any]]:
     half = conductor.setting.ds_config.precision != "fp32"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, torch._dynamo.config.patch(COMPILING):
         trial = conductor.trial(arm, 0, Path(folder), lambda: False)
-        plan, kernels = trial.trainee.plan, arm.study.speed.kernels
-        needs = plan.student_needs(0), plan.teacher_needs(0)
-        wanted = [v for v in variations() if v == SHIPPED or v.changes(trial.teacher is not None, *needs)]
+        kernels, against = arm.study.speed.kernels, shipped(trial)
+        wanted = [v for v in variations() if v == SHIPPED or v.changes(against)]
         wanted = [v for v in wanted if pads or not v.padded]
         rows: dict[str, dict[str, Any]] = {v.name: {"variation": v.name} for v in wanted}
+        rows[SHIPPED.name]["teacher_backend"] = against.backend
         steppers: dict[str, Stepper] = {}
         expected: Step | None = None
         try:
@@ -75,8 +83,12 @@ def _arm(conductor: Conductor, arm: ArmSetting, *, steps: int, pads: float) -> l
             # The definition first: the others are held against it.
             for variation in sorted(wanted, key=lambda v: v.name != DEFINITION):
 
-                def begin(variation: Variation = variation) -> tuple[Stepper, Step]:
-                    stepper = Stepper(conductor, arm, trial, variation, steps=steps, pads=pads)
+                def begin(variation: Variation = variation) -> tuple[Stepper, Step] | None:
+                    if why := obstacle(variation, conductor, arm, steps=steps):
+                        rows[variation.name]["why"] = why
+                        return None
+                    cache = Path(folder) / "cache"
+                    stepper = Stepper(conductor, arm, trial, variation, steps=steps, pads=pads, cache=cache)
                     return stepper, stepper.first(made[0])
 
                 begun = _attempt(rows[variation.name], begin)
@@ -84,7 +96,8 @@ def _arm(conductor: Conductor, arm: ArmSetting, *, steps: int, pads: float) -> l
                     continue
                 stepper, first = begun
                 expected = first if variation.name == DEFINITION else expected
-                most = OTHER_TEACHER if variation.teaches_otherwise else allowed(half=half, layers=arm.shape.layers)
+                otherwise = variation.teaches_otherwise(against)
+                most = OTHER_TEACHER if otherwise else allowed(half=half, layers=arm.shape.layers)
                 if _judge(rows[variation.name], first, expected, most):
                     steppers[variation.name] = stepper
             times: dict[str, list[float]] = {name: [] for name in steppers}
@@ -144,7 +157,8 @@ def show_ablation(table: dict[str, Any]) -> None:
 
     console = Console()
     for arm, rows in table["arms"].items():
-        view = Table(title=arm, title_justify="left")
+        backend = next((row["teacher_backend"] for row in rows if row.get("teacher_backend")), None)
+        view = Table(title=f"{arm}, shipped teacher: {backend}" if backend else arm, title_justify="left")
         for heading in ("step", "p50, ms", "p20–p80", "over shipped"):
             view.add_column(heading, justify="left" if heading == "step" else "right")
         for row in rows:

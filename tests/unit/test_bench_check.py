@@ -14,8 +14,9 @@ from harness import cli
 from harness.bench import ablation, random_tokens, steps
 from harness.bench.bare import Bare
 from harness.bench.check import Distance, Step, allowed, distance
+from harness.bench.stepper import Stepper
 from harness.bench.steps import Contender
-from harness.bench.variation import DEFINITION, SHIPPED, Stepper, variations
+from harness.bench.variation import DEFINITION, SHIPPED, variations
 from harness.conduct import Conductor
 from harness.ds_config import DsConfig
 from harness.kernels.relation_kl import eager
