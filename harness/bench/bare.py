@@ -1,6 +1,7 @@
 """An arm's student and objective in a loop without DeepSpeed: what the engine's step is compared with.
 
-The same weights, projections, teacher, precision, compilation and recomputation; forward, backward, clip, AdamW.
+The same weights, projections, teacher, compilation and recomputation; forward, backward, clip, AdamW. Weights are fp32, and
+products fp32 or, for any engine in half precision, under bf16 autocast: only an engine that computes so too is compared.
 """
 
 from __future__ import annotations
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from harness.conduct import Conductor
     from harness.setting import ArmSetting
     from harness.train import Trial
+
+
+# Engines that compute as the bare loop does.
+TWINS = ("fp32", "bf16-autocast")
+
+
+def incomparable(precision: str, *, world: int) -> str | None:
+    """Why an engine's step is not compared with a bare loop's; None where it is."""
+    if world > 1:
+        return "the bare loop is one rank's"
+    return None if precision in TWINS else f"the bare loop computes in {' or '.join(TWINS)}, this engine in {precision}"
 
 
 class Bare:

@@ -57,7 +57,7 @@ def hardware_bounds(device: torch.device) -> dict[str, float] | None:
         return None
     facts = torch.cuda.get_device_properties(device)
     return {
-        "flop_per_s": measured_peak(device, half=True)["flop_per_s"],
+        "flop_per_s": measured_peak(device, torch.bfloat16)["flop_per_s"],
         "bytes_per_s": measured_bandwidth(device),
         "exponentials_per_s": EXPONENTIALS_PER_CLOCK * facts.multi_processor_count * 1e6 * _sm_mhz(),
     }

@@ -15,9 +15,13 @@ SIDE = {"cuda": 8192, "cpu": 1024}
 ROUNDS = {"cuda": 30, "cpu": 20}
 
 
-def measured_peak(device: torch.device, *, half: bool) -> dict[str, Any]:
+def product_dtype(precision: str) -> torch.dtype:
+    """What an engine of this precision (`DsConfig.precision`) multiplies in."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.removesuffix("-autocast")]
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """FLOP/s of the fastest of several square matrix products, a multiply-add as two; dtype and side are named."""
-    dtype = torch.bfloat16 if half else torch.float32
     side = SIDE[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)

@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.bench.bare import Bare
+import torch
+
+from harness.bench.bare import Bare, incomparable
 from harness.bench.breakdown import breakdown
 from harness.bench.check import Distance
-from harness.bench.peak import measured_link, measured_peak, memory_in_use
+from harness.bench.peak import measured_link, measured_peak, memory_in_use, product_dtype
 from harness.bench.timing import WARM_UP, percentiles, wait
 from harness.budget import Account, Charge, Ledger
 from harness.data.prefetch import DEPTH
@@ -53,7 +55,8 @@ class Contender:
         bare = Bare(conductor, arm, self.trial)
         self.away, found = bare.check(self.trial.stream.step(0)[0].to(self.trial.engine.device))
         self.why: str | None = next(filter(None, conductor.ranks.gather(found)), None)
-        self.bare = bare if conductor.ranks.world == 1 else None
+        self.alone = incomparable(conductor.setting.ds_config.precision, world=conductor.ranks.world)
+        self.bare = bare if self.alone is None else None
         self.batches = prefetched(self.trial.stream, 0, self.trial.engine.device)
         cleanup.callback(self.batches.close)
         self.times: dict[str, list[float]] = {"step": [], "bare": []}
@@ -113,10 +116,11 @@ class Contender:
 def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
     """Time `steps` steps of every arm.
 
-    Returns one JSON object: machine, versions, the measured peak of a matrix product, and per arm the step's
-    percentiles, tokens/s, algorithmic FLOP/s, MFU, its parts, the engine's step over the bare one, and the step's
-    time over the from-scratch arm's against the same ratio in FLOPs; `check` says how far its first step was from the
-    definition's, and an arm for which that is too far has `why` and nothing else.
+    Returns one JSON object: machine, versions, the measured peak of a matrix product in the engine's type and in the
+    teachers', and per arm the step's percentiles, tokens/s, algorithmic FLOP/s, MFU, its parts, the engine's step over
+    the bare one (or why there is none), and the step's time over the from-scratch arm's against the same ratio in
+    FLOPs; `check` says how far its first step was from the definition's, and an arm for which that is too far has
+    `why` and nothing else.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as cleanup:
         contenders = [
@@ -128,10 +132,11 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
         for step in range(WARM_UP + steps):
             for contender in right:
                 contender.round(keep=step >= WARM_UP)
-        peak = measured_peak(device, half=conductor.setting.ds_config.precision != "fp32")
-        arms = [
-            _row(c, peak=peak["flop_per_s"] * conductor.ranks.world) if c.why is None else _red(c) for c in contenders
-        ]
+        dtype = product_dtype(conductor.setting.ds_config.precision)
+        theirs = {c.trial.teacher.dtype for c in right if c.trial.teacher is not None}
+        peaks = {each: measured_peak(device, each) for each in (dtype, *sorted(theirs - {dtype}, key=str))}
+        whole = {each: peak["flop_per_s"] * conductor.ranks.world for each, peak in peaks.items()}
+        arms = [_row(c, whole, dtype) if c.why is None else _red(c) for c in contenders]
         memory = memory_in_use(device)
         link = measured_link(device, ranks=conductor.ranks.world)
     _over_scratch(arms, {name: arm.plan().needs_teacher for name, arm in conductor.setting.arms.items()})
@@ -144,7 +149,8 @@ def measure(conductor: Conductor, *, steps: int) -> dict[str, Any]:
         "zero_stage": conductor.setting.ds_config.stage,
         "rule": f"{WARM_UP} warm-up rounds, then {steps} timed; arms, and in each the engine and a bare loop, take turns; "
         f"stalls and meters are means over {STEADY_STEPS} consecutive steps",
-        "peak": peak,
+        "peak": peaks[dtype],
+        "teacher_peaks": [peaks[each] for each in peaks if each != dtype],
         "memory": memory,
         "link": link,
         "kernels": choices(),
@@ -165,8 +171,17 @@ def _told(away: Distance) -> dict[str, float]:
     return {"loss": away.loss, "gradient": away.gradient}
 
 
-def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
+def utilisation(
+    *, seconds: float, student_flop: float, student_peak: float, teacher_flop: float, teacher_peak: float
+) -> float:
+    """The share of these seconds that the products take at the peaks of the types they are made in."""
+    return (student_flop / student_peak + teacher_flop / teacher_peak) / seconds
+
+
+def _row(contender: Contender, peaks: dict[torch.dtype, float], dtype: torch.dtype) -> dict[str, Any]:
+    """`peaks` are all ranks' FLOP/s by type; `dtype` is what the engine multiplies in."""
     trial, times = contender.trial, contender.times
+    peak, teacher_peak = peaks[dtype], peaks[trial.teacher.dtype if trial.teacher is not None else dtype]
     charges = [c for c in contender.expected() if c.unit is Unit.FLOP]
     flop = sum(c.amount for c in charges)
     step = percentiles(times["step"])
@@ -184,8 +199,10 @@ def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
         "tokens_per_s": trial.stream.tokens_per_step / seconds,
         "flop_per_step": flop,
         "flop_per_s": flop / seconds,
-        "mfu": flop / seconds / peak,
-        "teacher_mfu": asked / (1e-3 * parts["teacher"]) / peak if asked else None,
+        "mfu": utilisation(
+            seconds=seconds, student_flop=flop - asked, student_peak=peak, teacher_flop=asked, teacher_peak=teacher_peak
+        ),
+        "teacher_mfu": asked / (1e-3 * parts["teacher"]) / teacher_peak if asked else None,
         "student_mfu": (flop - asked) / (1e-3 * alone) / peak,
         "teacher_backend": trial.teacher.backend if isinstance(trial.teacher, Teacher) else None,
         **contender.steady(),
@@ -194,10 +211,10 @@ def _row(contender: Contender, *, peak: float) -> dict[str, Any]:
         "accumulation": trial.engine.accumulation,
         "trained_parameters": sum(p.numel() for group in trial.groups.groups for p in group["params"]),
     }
-    if contender.bare is not None:
-        bare = percentiles(times["bare"])
-        row |= {"bare_step": bare, "engine_over_bare": step["p50_ms"] / bare["p50_ms"]}
-    return row
+    if contender.bare is None:
+        return row | {"engine_over_bare": None, "engine_over_bare_why": contender.alone}
+    bare = percentiles(times["bare"])
+    return row | {"bare_step": bare, "engine_over_bare": step["p50_ms"] / bare["p50_ms"]}
 
 
 def _over_scratch(rows: list[dict[str, Any]], taught: dict[str, bool]) -> None:

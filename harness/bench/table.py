@@ -36,6 +36,10 @@ def show(table: dict[str, Any]) -> None:
         *_against(table),
         table["rule"],
         f"MFU over {peak['flop_per_s'] / 1e9:,.0f} GFLOP/s: {peak['of']}",
+        *(f"teachers over {each['flop_per_s'] / 1e9:,.0f} GFLOP/s: {each['of']}" for each in table["teacher_peaks"]),
+        *dict.fromkeys(
+            f"no engine / bare: {row['engine_over_bare_why']}" for row in right if "engine_over_bare_why" in row
+        ),
         f"memory {memory['bytes'] / 2**20:,.0f} MiB: {memory['of']}",
         "parts: run one after the other with the device waited for, so their sum may exceed a step",
         *(f"{op}: {choice}" for op, choice in table["kernels"].items()),
@@ -60,7 +64,7 @@ def write_csv(table: dict[str, Any], path: Path) -> None:
                 **{f"step_{name}": value for name, value in row["step"].items()},
                 **{f"{part.replace(' ', '_')}_ms": row["breakdown_ms"][part] for part in PARTS},
                 **{key: row[key] for key in ("tokens_per_s", "flop_per_step", "flop_per_s", "mfu", "teacher_mfu", "student_mfu", "teacher_backend", "input_stall", "bookkeeping")},
-                "engine_over_bare": row.get("engine_over_bare"),
+                "engine_over_bare": row["engine_over_bare"],
                 "time_over_scratch": over.get("time"),
                 "flop_over_scratch": over.get("flop"),
             }
@@ -96,7 +100,7 @@ _LINES: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("teacher's, its forward alone", lambda row: f"{row['teacher_mfu']:.1%}" if row["teacher_mfu"] else "–"),
     ("student's, its parts alone", lambda row: f"{row['student_mfu']:.1%}"),
     ("teacher's backend", lambda row: row["teacher_backend"] or "–"),
-    ("engine / bare", lambda row: f"{row['engine_over_bare']:.2f}×" if "engine_over_bare" in row else "–"),
+    ("engine / bare", lambda row: f"{row['engine_over_bare']:.2f}×" if row["engine_over_bare"] else "–"),
     ("input stall", lambda row: f"{row['input_stall']:.2%}"),
     ("meters and ledger", lambda row: f"{row['bookkeeping']:.2%}"),
     ("off the definition: loss", lambda row: f"{row['check']['loss']:.0e}"),

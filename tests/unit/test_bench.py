@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness import cli
-from harness.bench import liger, match, peers, random_tokens, scaling
+from harness import cli, teaching
+from harness.bench import liger, match, peers, random_tokens, scaling, steps
+from harness.bench.bare import incomparable
 from harness.bench.breakdown import PARTS
 from harness.bench.kernels import _rows, relative_error
+from harness.bench.peak import measured_peak, product_dtype
 from harness.bench.problems import soft_problem
 from harness.bench.scaling import predicted_s, scale
 from harness.bench.stepper import padded
@@ -61,6 +63,38 @@ def test_the_parts_of_a_step_are_told_and_drawn(
     with table.open(encoding="utf-8") as file:
         assert [row["arm"] for row in csv.DictReader(file)] == [row["name"] for row in measured["arms"]]
     assert "<svg" in figure.read_text(encoding="utf-8")
+
+
+def test_every_model_is_held_against_the_peak_of_its_own_type(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bf16 engine beside an fp32 teacher: else one of them could use more than all of its peak."""
+    rates = {torch.float32: 1e12, torch.bfloat16: 4e12}
+    monkeypatch.setattr(steps, "measured_peak", lambda _, dtype: {"flop_per_s": rates[dtype], "of": str(dtype)})
+    monkeypatch.setattr(teaching, "teacher_dtype", lambda: torch.float32)
+    engine = tmp_path / "engine.json"
+    engine.write_text('{"bf16": {"enabled": true}}', encoding="utf-8")
+    flags = ["--steps", "1", "--json", "--arms", "minilmv2", "--ds_config", str(engine)]
+    assert cli.main(["bench", "--study", str(tiny.file), *flags]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["peak"]["of"] == "torch.bfloat16"
+    assert [peak["of"] for peak in measured["teacher_peaks"]] == ["torch.float32"]
+    (row,) = measured["arms"]
+    asked = row["teacher_mfu"] * 1e-3 * row["breakdown_ms"]["teacher"] * 1e12
+    assert 0 < asked < row["flop_per_step"]
+    busy = (row["flop_per_step"] - asked) / 4e12 + asked / 1e12
+    assert row["mfu"] == pytest.approx(busy / (1e-3 * row["step"]["p50_ms"]))
+    assert row["engine_over_bare"] is None, "its bare loop would keep weights in fp32"
+    assert "this engine in bf16" in row["engine_over_bare_why"]
+
+
+def test_only_engines_that_compute_as_the_bare_loop_does_are_compared_with_it() -> None:
+    compared = {p for p in ("fp32", "bf16-autocast", "bf16", "fp16", "fp16-autocast") if not incomparable(p, world=1)}
+    assert compared == {"fp32", "bf16-autocast"}
+    assert incomparable("fp32", world=2)
+    assert product_dtype("fp16-autocast") == product_dtype("fp16") == torch.float16
+    assert product_dtype("bf16-autocast") == product_dtype("bf16") == torch.bfloat16
+    assert measured_peak(torch.device("cpu"), torch.float32)["of"].endswith("float32 matrices")
 
 
 @pytest.mark.slow
