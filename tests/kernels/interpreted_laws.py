@@ -35,7 +35,16 @@ from harness.kernels.soft_cross_entropy import op as soft_op
 from harness.kernels.soft_cross_entropy import reference as soft_reference
 from harness.kernels.soft_cross_entropy import triton_kernel as soft_triton
 
-from .problems import LiveBytes, Shape, heads, relative_error, states, value_and_gradients, worst_error
+from .problems import (
+    LiveBytes,
+    Shape,
+    heads,
+    poisoned_buffers,
+    relative_error,
+    states,
+    value_and_gradients,
+    worst_error,
+)
 
 NAN = float("nan")
 LOSS_ERROR = 5e-6
@@ -70,11 +79,9 @@ def _interpreter() -> None:
 
 @pytest.fixture(autouse=True)
 def _poisoned_buffers() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(4).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned_buffers():
+        assert torch.empty(4).isnan().all()
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.bench.kernels import relative_error
 
 Loss = Callable[..., Tensor]
+
+
+@contextmanager
+def poisoned_buffers(*, warn_only: bool = False) -> Iterator[None]:
+    """While this lasts memory that nobody wrote holds NaN, however small: what a kernel leaves out of a buffer shows.
+
+    PyTorch fills it where it must be deterministic, and then refuses products by cuBLAS; `warn_only` lets them pass.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
+        torch.use_deterministic_algorithms(False)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from harness.kernels.score_mse import op as score_op
 from harness.kernels.score_mse import reference as score_reference
 
 from . import formulas
-from .problems import Shape, Watch, heads, relative_error, states, value_and_gradients, worst_error
+from .problems import Shape, Watch, heads, poisoned_buffers, relative_error, states, value_and_gradients, worst_error
 
 MODULES = {
     "reference": (relation_reference, attention_reference, score_reference),
@@ -297,3 +297,13 @@ def test_an_empty_batch_costs_nothing_and_has_a_gradient() -> None:
             value, gradients = value_and_gradients(*problem(name, modules, Shape(0, 5, 2, 3, 5)))
             assert float(value) == 0
             assert gradients[0].numel() == 0
+
+
+def test_poison_reaches_every_way_in_which_kernels_make_a_buffer() -> None:
+    """And ends with its block: the laws of the interpreted kernels and of those on a GPU stand on it."""
+    inputs = torch.ones(3, dtype=torch.bfloat16)
+    before = torch.are_deterministic_algorithms_enabled()
+    with poisoned_buffers():
+        made = torch.empty(5), inputs.new_empty((2, 3), dtype=torch.float32), torch.empty_like(inputs)
+        assert all(buffer.isnan().all() for buffer in made)
+    assert torch.are_deterministic_algorithms_enabled() == before
