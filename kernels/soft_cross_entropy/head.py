@@ -1,7 +1,7 @@
 """A language-model head and its losses a few positions at a time, with the gradient formed in the forward.
 
 A chunk of positions gets its logits, its losses, the derivative with respect to its logits and the products that
-carry it to hidden states and weight, before the next chunk starts: nothing of size (N, V) ever exists. What a
+carry it to hidden states and weight, before the next chunk starts: nothing larger than a chunk ever exists. What a
 chunk's losses are and who computes them is the caller's (`ChunkLosses`). Shapes as in reference.py; c is the
 number of positions in one chunk.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -394,3 +395,14 @@ def test_a_label_that_is_no_entry_is_refused(kind: str, label: int) -> None:
         MODULES[kind].masked_cross_entropy(hidden, weight, None, labels)
     with pytest.raises((IndexError, RuntimeError)):
         MODULES[kind].soft_cross_entropy(hidden, weight, teacher_logits_NV=teacher, labels_N=labels, temperature=2.0)
+
+
+def test_the_readme_says_how_large_a_chunk_is(root: Path) -> None:
+    """And which problem is one chunk, whose whole (N, V) then exists."""
+    text = " ".join((root / "kernels" / "soft_cross_entropy" / "README.md").read_text(encoding="utf-8").split())
+    sizes = head.CHUNK_LOGITS
+    assert f"{sizes['cuda']:,} logits on a GPU, {sizes['cpu']:,} (3 MiB in float32) on a CPU" in text
+    assert 4 * sizes["cpu"] == 3 << 20
+    problem = head.Problem(None, None, 1.0, None, [], eager.chunk_losses)
+    assert problem.rows(160, 4096, torch.device("cpu")) == [slice(0, 160)], "the quickstart's"
+    assert len(problem.rows(320, 4096, torch.device("cpu"))) == 2
