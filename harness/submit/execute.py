@@ -31,8 +31,9 @@ def to_slurm(graph: Graph, scripts: dict[str, Script], *, write: Callable[[], No
     behind the last stage whose job is still there. When none is, all are handed over again; what they have done they do not repeat.
 
     Raises:
-        ConfigError: sbatch refuses a job; jobs of this study are in the queue with other scripts, or behind a stage that has ended
-            and has other work now, or whether any is cannot be found out; another `submit`, or its sbatch, is at it.
+        ConfigError: sbatch refuses a job; jobs of this study are in the queue with other scripts or for a study that has changed, or
+            behind a stage that has ended and has other work now, or whether any is cannot be found out; another `submit`, or its
+            sbatch, is at it.
     """
     folder = Path(graph.out) / "jobs"
     make_folder(folder)
@@ -59,9 +60,9 @@ def _hand_over(
     if changed:
         raise ConfigError(
             f"stage {changed[0]}",
-            rule=f"job {queued[changed[0]]} of it is in the queue, submitted with other flags" if changed[0] in queued
+            rule=f"job {queued[changed[0]]} of it is in the queue, submitted with other flags or for another study" if changed[0] in queued
             else f"it has new work, and job {next(iter(queued.values()))} of a later stage is still in the queue",
-            remedy=f"submit with the same flags, wait for those jobs, or first: scancel {' '.join(queued.values())}",
+            remedy=f"submit the same study with the same flags, wait for those jobs, or first: scancel {' '.join(queued.values())}",
         )  # fmt: skip
     write()
     handed = {name: {**known[name], "job": queued.get(name, known[name]["job"])} for name in names[:behind]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -78,13 +80,21 @@ class Graph:
     """A study's stages in an order that respects `needs`, and why others were left out."""
 
     study: str
+    digest: str
+    """Of the whole study, and of its teacher's where that is trained too: jobs read both when they begin."""
     out: str
     stages: list[Stage]
     left_out: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
         stages = [{**asdict(stage), "tasks": stage.tasks} for stage in self.stages]
-        return {"study": self.study, "out": self.out, "stages": stages, "left_out": self.left_out}
+        return {
+            "study": self.study,
+            "digest": self.digest,
+            "out": self.out,
+            "stages": stages,
+            "left_out": self.left_out,
+        }
 
 
 def build(
@@ -184,4 +194,10 @@ def build(
             **wide,
         )
     )
-    return Graph(study.name, out, stages, left_out)
+    return Graph(study.name, _digest(study, *([teacher[0]] if teacher is not None else [])), out, stages, left_out)
+
+
+def _digest(*studies: StudySpec) -> str:
+    """Equal for equal studies, whatever file or flags they came from; seeds stand among the stages' works."""
+    trees = [study.model_dump(mode="json", exclude={"seeds"}) for study in studies]
+    return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:16]

@@ -157,7 +157,7 @@ def render(graph: Graph, stage: Stage, machines: Machines, queue: Queue) -> str:
     waits = ", ".join(f"{name} ({how})" for name, how in stage.needs.items()) or "nothing"
     head = [
         "#!/usr/bin/env bash",
-        f"# Stage {stage.name} of study {graph.study}; waits for {waits}. Written by `submit`.",
+        f"# Stage {stage.name} of study {graph.study} ({graph.digest}); waits for {waits}. Written by `submit`.",
         "# Each task continues what it left and does nothing twice: submit it again whenever you like.",
         f"# Without Slurm: bash {stage.name}.sbatch TASK, with TASK from 0 to {stage.tasks - 1}.",
         *(f"#SBATCH {option}" for option in options),

@@ -352,6 +352,24 @@ def test_jobs_in_the_queue_with_other_flags_are_named_and_none_is_added(
     assert len(scheduler.calls()) == 4
 
 
+def test_jobs_in_the_queue_never_go_on_under_a_study_that_changed(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They read it when they begin; its scripts are the same but for the study's digest."""
+    out = tmp_path / "out"
+    words = ["--allow", "study", "--set", "optimizer.lr=0.5"]
+    assert again(tiny, out, "--allow", "study") == 0
+    before = contents(out)
+    capsys.readouterr()
+    assert again(tiny, out, *words) == 2
+    assert contents(out) == before
+    assert "scancel 101 102 103 104" in capsys.readouterr().err
+    scheduler.ended(101, 102, 103, 104)
+    assert again(tiny, out, *words) == 0
+    assert again(tiny, out, *words) == 0, "the same study again"
+    assert len(scheduler.calls()) == 8
+
+
 def test_nothing_is_submitted_while_the_queue_cannot_be_seen(
     tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
 ) -> None:
