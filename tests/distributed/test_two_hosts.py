@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from tests.support.two_hosts import (
     remove_leftovers,
 )
 
-pytestmark = pytest.mark.slow  # seven launches of two ranks: about three minutes on a busy machine
+pytestmark = pytest.mark.slow  # eight launches of two ranks: about four minutes on a busy machine
 
 ARMS = ("no_kd", "tinybert")
 TIMEOUT_S = 400
@@ -39,7 +41,7 @@ TIMEOUT_S = 400
 @pytest.fixture(scope="module")
 def study(tiny: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arms = [arm for arm in tiny.tree()["arms"] if arm["name"] in ARMS]
-    return tiny.write(tmp_path_factory.mktemp("study") / "two.yaml", arms=arms, budget="0.3 Gflop")
+    return tiny.write(tmp_path_factory.mktemp("study") / "two.yaml", arms=arms, budget="3 Gflop", checkpoints=4)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def outcome(out: Path) -> dict[str, tuple[list, str]]:
     for arm in ARMS:
         folder = out / "arms" / arm / "seed-1"
         rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
-        charges = [[row["step"], [c for c in row["charges"] if c[3] == "analytic"]] for row in rows]
+        charges = [[row["step"], [c for c in row["charges"] if c[3] == "analytic" and c[0] != "LOST"]] for row in rows]
         weights = hashlib.sha256((folder / "student" / "model.safetensors").read_bytes()).hexdigest()
         found[arm] = ([charge for charge in charges if charge[1]], weights)
     return found
@@ -127,6 +129,28 @@ def test_torchrun_over_two_hosts_is_one_host(
     assert codes == [0, 0], said(hosts, out)
     assert outcome(out) == one_host
     assert places(out) == [(0, FIRST, 0), (1, SECOND, 0)]
+
+
+def test_torchrun_restarts_two_hosts_after_a_rank_of_one_was_killed(
+    root: Path, study: Path, hosts: TwoHosts, one_host: dict, tmp_path: Path
+) -> None:
+    """Both agents start all ranks anew, those meet each other and not the dead, and the run ends as if none had died."""
+    out = tmp_path / "killed"
+    agents = start_torchrun(root, study, hosts, out, port=29513)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list(out.glob(f"arms/{ARMS[0]}/seed-1/checkpoints/step-*/manifest.json")):
+        assert [agent.poll() for agent in agents] == [None, None], said(hosts, out)
+        assert time.monotonic() < deadline, said(hosts, out)
+        time.sleep(0.01)
+    sign = json.loads((out / ".ranks" / "rank-1.json").read_text())
+    assert sign["host"] == SECOND
+    os.kill(sign["pid"], signal.SIGKILL)
+    codes = [agent.wait(timeout=TIMEOUT_S) for agent in agents]
+    assert codes == [0, 0], said(hosts, out)
+    attempts = json.loads((out / "jobs" / "study.json").read_text())["attempts"]
+    assert [attempt["ranks"] for attempt in attempts] == [2, 2], "torchrun began anew, once"
+    assert places(out) == [(0, FIRST, 0), (1, SECOND, 0)]
+    assert outcome(out) == one_host
 
 
 def test_deepspeed_with_a_hostfile_over_two_hosts_is_one_host(
