@@ -165,6 +165,11 @@ def candidates(root: Path) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2] or 1)), reverse=True)]
 
 
+def newest_step(root: Path) -> int:
+    """The step of the newest folder published as a checkpoint, good or bad; 0 where there is none."""
+    return next((int(match[1]) for path in candidates(root)[:1] if (match := _NAME.fullmatch(path.name))), 0)
+
+
 def _seen_by_all(ranks: Ranks, folder: Path) -> list[str]:
     """The files of all ranks; _Failed on every rank when rank 0, who seals them, does not see them all.
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness import kept
+from harness import checkpoint, kept
 from harness.controls import EQUAL_TOKENS, FOLDER
 from harness.errors import CheckpointError
 from harness.jobs import JOBS, WHOLE, JobRecord, status_digest
@@ -67,8 +67,9 @@ _JOB = re.compile(r"(train|evaluation|control)-(.+)-(seed-[0-9]+)", re.ASCII)
 
 
 def progress(root: Path, *, job: str | None = None) -> int:
-    """A number that grows with every step of a trial and every result that is kept; a turn that leaves it as it was did nothing.
+    """A number that grows with every step and every result that is kept; a turn that leaves it no higher brought nothing.
 
+    A step is kept once a checkpoint or a finished trial holds it: what the ledger says beyond is done again by the next turn.
     With `job` (the name of its record), of that job's trial alone; a job that is no trial's works on all of them.
     """
     root = Path(root)
@@ -83,9 +84,16 @@ def progress(root: Path, *, job: str | None = None) -> int:
             continue
         done += 1
         if file.name == "ledger.jsonl":
-            rows = unless_unreadable(partial(kept.last_rows, file, kept.LastPosting), [])
-            done += rows[-1]["step"] if rows else 0
+            done += _kept_steps(file)
     return done
+
+
+def _kept_steps(ledger: Path) -> int:
+    """Of the trial that this ledger is of; 0 where it cannot be read."""
+    if not (ledger.parent / "record.json").exists():
+        return checkpoint.newest_step(ledger.parent / "checkpoints")
+    rows = unless_unreadable(partial(kept.last_rows, ledger, kept.LastPosting), [])
+    return rows[-1]["step"] if rows else 0
 
 
 def status(root: Path, unreadable: list[str]) -> dict[str, Any]:

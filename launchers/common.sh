@@ -93,7 +93,7 @@ recorded_exit_code() { # DIR
 
 # The exit code for whoever started the script: the recorded one, or the launcher's where none is.
 settle() { # CODE DIR
-  local code=$1 recorded=$nothing_recorded progress=0
+  local code=$1 recorded=$nothing_recorded progress
   [[ $1 -ne 0 ]] || return 0
   if [[ -n $2 ]]; then
     recorded=0
@@ -107,7 +107,7 @@ settle() { # CODE DIR
   fi
   # One machine of several keeps the count.
   if [[ $code -eq 75 && -n $2 && ${NODE_RANK:-0} -eq 0 ]]; then
-    progress=$("$PYTHON" "$REPOSITORY/launch.py" status "$2" --progress) || progress=0
+    progress=$("$PYTHON" "$REPOSITORY/launch.py" status "$2" --progress) || progress=
     mkdir -p -- "$2/jobs"
     worth_another "$2/jobs/turns.json" "$progress" || code=1
   fi

@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --exit-code: 66 unless an end was recorded since the files had this mark (mark_of, harness/submit/turns.sh)",
     )  # fmt: skip
     parser.add_argument(
-        "--progress", action="store_true", help="print one number, which every new step and every new result raises"
+        "--progress", action="store_true", help="print one number, which every step and result that is kept raises"
     )
 
 

@@ -84,8 +84,8 @@ for position in "${!pids[@]}"; do
       code=75 # warned before it was ready to answer, while it imported or found its data: nothing is lost
     fi
     if [[ $code -eq 75 ]]; then
-      progress=$("${entry[@]}" status "$out" --progress --job "$name") || progress=0
-      worth_another "$logs/$name.turns" "${progress:-0}" || code=1
+      progress=$("${entry[@]}" status "$out" --progress --job "$name") || progress=
+      worth_another "$logs/$name.turns" "$progress" || code=1
     fi
   fi
   echo "$name: exit code $code"

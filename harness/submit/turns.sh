@@ -11,19 +11,22 @@ mark_of() { # FILE...
   printf '%s' "${sum%% *}"
 }
 
-# Whether a job that was preempted should get another turn: not after TURNS in a row that brought no new step and no new
-# result, or a run that hangs, or whose time limit is too short to begin, would come back for ever. FILE holds the count.
-worth_another() { # FILE PROGRESS
-  local best=0 idle=0 kept=''
+# Whether a job that was preempted should get another turn: not after TURNS in a row that ended no higher than the turn before,
+# without a step or a result that is kept, or a run that hangs, or whose time limit is too short to begin, would come back for
+# ever. Not compared with the highest ever: a run that fell back, behind a bad checkpoint, goes on from there. FILE holds where
+# the last turn ended, and the count. Without PROGRESS, where nobody could say it, the turn brought nothing.
+worth_another() { # FILE [PROGRESS]
+  local last=0 idle=0 kept='' now
   [[ ! -s $1 ]] || kept=$(<"$1")
-  [[ ! $kept =~ ^\[([0-9]{1,15}),\ ([0-9]{1,9})\]$ ]] || best=${BASH_REMATCH[1]} idle=${BASH_REMATCH[2]}
-  if [[ $2 -gt $best ]]; then best=$2 idle=0; else idle=$((idle + 1)); fi
+  [[ ! $kept =~ ^\[([0-9]{1,15}),\ ([0-9]{1,9})\]$ ]] || last=${BASH_REMATCH[1]} idle=${BASH_REMATCH[2]}
+  now=${2:-$last}
+  if [[ $now -gt $last ]]; then idle=0; else idle=$((idle + 1)); fi
   if [[ $idle -lt ${TURNS:-5} ]]; then
-    echo "[$best, $idle]" >"$1"
+    echo "[$now, $idle]" >"$1"
     return 0
   fi
   rm -f -- "$1" # whoever starts it again has looked, and it has all its turns
-  echo "stopped $idle turns in a row without a new step; read the logs and 'status' before you start it again" >&2
+  echo "stopped $idle turns in a row without a step or result that was kept; read the logs and 'status' before you start it again" >&2
   return 1
 }
 

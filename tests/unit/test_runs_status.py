@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -330,23 +331,40 @@ def test_what_an_earlier_attempt_recorded_is_not_this_ones(out: Path, job: str |
     assert runs.recorded_exit_code(out, job=job, after=before) == recorded.NOTHING_RECORDED
 
 
-def test_progress_grows_with_steps_and_results_and_with_nothing_else(out: Path) -> None:
+def save(folder: Path, step: int) -> None:
+    place = folder / "checkpoints" / f"step-{step:08d}"
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text("{}")
+
+
+def test_progress_grows_with_kept_steps_and_results_and_with_nothing_else(out: Path) -> None:
     def now(job: str | None) -> int:
         return recorded.progress(out, job=job)
 
-    jobs = (None, "train-a-seed-1", "evaluation-a-seed-1")
+    def all_now() -> dict[str | None, int]:
+        return {job: now(job) for job in (None, "train-a-seed-1", "evaluation-a-seed-1")}
+
+    def post(step: int) -> None:
+        with (folder / "ledger.jsonl").open("w") as ledger:
+            ledger.write(json.dumps({"step": step, "charges": [], "spent": 50 * step}) + "\n")
+
     assert now("train-a-seed-1") == 0
     folder = trial(out)
-    before = {job: now(job) for job in jobs}
+    before = all_now()
     assert before["train-a-seed-1"] > now("train-a-seed-2") == 0
     attempt(out, "interrupted", exit_code=75, message="hang: rank 1")
-    (folder / "checkpoints" / "step-5").mkdir(parents=True)
-    (folder / "checkpoints" / "step-5" / "manifest.json").write_text("{}")
+    (folder / "checkpoints" / ".writing-00000009").mkdir(parents=True)
+    (folder / "checkpoints" / ".writing-00000009" / "manifest.json").write_text("{}")
     (out / ".ranks").mkdir()
     (out / ".ranks" / "rank-0.json").write_text("{}")
-    assert {job: now(job) for job in jobs} == before, "a turn that hung did nothing"
-    with (folder / "ledger.jsonl").open("w") as ledger:
-        ledger.write('{"step": 6, "charges": [], "spent": 300}\n')
-    assert {job: now(job) for job in jobs} == {job: value + 1 for job, value in before.items()}
+    post(9)
+    assert all_now() == before, "a turn that hung before it saved did nothing: the next does its steps again"
+    save(folder, 5)
+    save(folder, 8)
+    assert all_now() == {job: value + 8 for job, value in before.items()}
+    post(12)  # the end: the record is written, and then the checkpoints go
+    (folder / "record.json").write_text('{"state": "done"}')
+    shutil.rmtree(folder / "checkpoints")
+    assert all_now() == {job: value + 12 + 1 for job, value in before.items()}
     (folder / "evaluation.json").write_text("{}")
-    assert now("evaluation-a-seed-1") == before["evaluation-a-seed-1"] + 2
+    assert all_now() == {job: value + 12 + 2 for job, value in before.items()}

@@ -105,6 +105,20 @@ def test_a_hopeless_task_gets_no_more_turns_than_it_was_given(script: Path) -> N
     assert start(script, **hang).wait(timeout=30) == 75, "who starts it again has looked"
 
 
+def test_a_run_that_fell_back_and_goes_on_keeps_its_turns_and_one_that_stays_does_not(script: Path) -> None:
+    """Its newest checkpoints were bad: it needs more than its idle turns until it is where it was."""
+    slurm, folder = queued(script), script.parent.parent
+    (folder / "recorded").write_text("75")
+
+    def turn(progress: str) -> int:
+        (folder / "progress").write_text(progress)
+        return start(script, **slurm, AT_START="exit 1", TURNS="2").wait(timeout=30)
+
+    assert [turn(step) for step in ("90", "30", "40", "50", "60", "70", "80", "90", "95")] == 9 * [75]
+    assert turn("") == 75, "nobody could say"
+    assert turn("95") == 1, "that was no step"
+
+
 def test_a_warned_run_that_recorded_a_failure_is_not_asked_to_come_again(script: Path) -> None:
     slurm, folder = queued(script), script.parent.parent
     (folder / "recorded").write_text("1")
