@@ -84,7 +84,8 @@ def write(
     by_folder = {student.folder: student.name for student in glue.students}
     for arm, seed in trials:
         folder = directory.trial(arm, seed)
-        record = read_json(folder / "record.json")
+        record = directory.record(arm, seed)
+        assert record is not None
         merge(record, found[by_folder[folder]], summaries[by_folder[folder]], folder)
         write_json(folder / "record.json", record)
     for student in glue.students:
@@ -156,7 +157,8 @@ def measure_sizes(directory: RunDirectory, trials: list[tuple[str, int]], device
     here = size.device_name(device)
     for arm, seed in trials:
         folder = directory.trial(arm, seed)
-        record = read_json(folder / "record.json")
+        record = directory.record(arm, seed)
+        assert record is not None
         if (record.get("model") or {}).get("latency", {}).get("device") == here:
             continue
         beat(f"the size of {arm}, seed {seed}")
