@@ -42,7 +42,7 @@ from harness.models.teacher import Teacher
 from harness.progress import Silent
 from harness.ranks import Ranks
 from harness.remember import stream_of
-from harness.rundir import RunDirectory, write_json
+from harness.rundir import CACHE_SHARDS, RunDirectory, write_json
 from harness.stopping import StopFlag
 from harness.teacher_backends import settle
 from harness.teaching import asked_teacher, remembered_teacher
@@ -207,15 +207,20 @@ class Conductor:
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
         # A control trains for the tokens of another arm, which may be more than its own budget buys.
         steps = -(-control.tokens // arm.size.tokens) if control else None
-        remembered = remembered_teacher(
-            arm, self.setting.corpus, seed=seed, ranks=self.ranks, stop=stop, tell=self.tell.say, steps=steps
-        )
-        started = time.monotonic()
-        beat(f"the start of {arm.arm.name}, seed {seed}")
         if self.ranks.is_main:
             if not self.resume and folder.exists() and not branch.is_branch(folder):
                 shutil.rmtree(folder)  # a trial that never saved a checkpoint and was not asked to resume
             make_folder(folder)
+
+        def note_shards(there: int) -> None:
+            self.ranks.on_main(lambda: write_json(folder / CACHE_SHARDS, {"shards": there}))
+
+        remembered = remembered_teacher(
+            arm, self.setting.corpus, seed=seed, ranks=self.ranks, stop=stop, tell=self.tell.say, written=note_shards,
+            steps=steps,
+        )  # fmt: skip
+        started = time.monotonic()
+        beat(f"the start of {arm.arm.name}, seed {seed}")
         self.ranks.barrier()
         path = folder / "ledger.jsonl" if self.ranks.is_main else None
         ledger = control.ledger(path) if control else arm.ledger(path=path)

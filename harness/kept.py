@@ -121,6 +121,12 @@ class LastPosting(Shape):
     spent: Amount
 
 
+class CacheShards(Shape):
+    """teacher-cache.json of a trial: how many shards of its teacher's cache were there when one was last written."""
+
+    shards: Count
+
+
 class MetricsRow(Shape):
     """A line of metrics.jsonl, as far as it tells how fast a run is; only rows of training have tokens."""
 

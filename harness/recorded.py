@@ -16,7 +16,7 @@ from harness import checkpoint, kept
 from harness.controls import EQUAL_TOKENS, FOLDER
 from harness.errors import CheckpointError
 from harness.jobs import JOBS, WHOLE, JobRecord, status_digest
-from harness.rundir import STATUS
+from harness.rundir import CACHE_SHARDS, STATUS
 
 T = TypeVar("T")
 
@@ -69,7 +69,8 @@ _JOB = re.compile(r"(train|evaluation|control)-(.+)-(seed-[0-9]+)", re.ASCII)
 def progress(root: Path, *, job: str | None = None) -> int:
     """A number that grows with every step and every result that is kept; a turn that leaves it no higher brought nothing.
 
-    A step is kept once a checkpoint or a finished trial holds it: what the ledger says beyond is done again by the next turn.
+    A step is kept once a checkpoint or a finished trial holds it: what the ledger says beyond is done again by the next turn. A
+    shard of a teacher's cache is a result of the trial that it is written for.
     With `job` (the name of its record), of that job's trial alone; a job that is no trial's works on all of them.
     """
     root = Path(root)
@@ -85,6 +86,8 @@ def progress(root: Path, *, job: str | None = None) -> int:
         done += 1
         if file.name == "ledger.jsonl":
             done += _kept_steps(file)
+        if file.name == CACHE_SHARDS:
+            done += (unless_unreadable(partial(kept.read, file, kept.CacheShards), []) or {"shards": 0})["shards"]
     return done
 
 

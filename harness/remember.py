@@ -55,12 +55,13 @@ def covered_steps(arm: ArmSetting, plan: Plan, stream: SampleStream) -> int | No
 def remember(
     arm: ArmSetting, plan: Plan, corpus: Corpus, *, seed: int, dtype: torch.dtype, device: torch.device, ranks: Ranks,
     teacher: Callable[[], Teacher], stop: Callable[[], bool] = lambda: False,
-    tell: Callable[[str], None] = lambda text: None, steps: int | None = None, root: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None, written: Callable[[int], None] = lambda there: None,
+    steps: int | None = None, root: Path | None = None,
 ) -> RememberedTeacher:  # fmt: skip
     """The arm's teacher as a cache that holds every sample of its run, or of its first `steps`; ranks call it together.
 
-    What the cache lacks is written first, by `teacher`, which is made only if something lacks. It lies under `root`; None
-    for the data cache.
+    What the cache lacks is written first, by `teacher`, which is made only if something lacks; `written` hears of it (see
+    `Cache.write`). It lies under `root`; None for the data cache.
 
     Raises:
         ConfigError, DataError, Preempted: as `Content.of`, `Cache.write` and `Cache.verify` say.
@@ -77,6 +78,6 @@ def remember(
     )  # fmt: skip
     covered = steps if steps is not None else covered_steps(arm, plan, stream)
     shards = cache.shards(None if covered is None else covered * stream.sequences)
-    cache.write(shards, teacher, ranks=ranks, device=device, stop=stop, tell=tell)
+    cache.write(shards, teacher, ranks=ranks, device=device, stop=stop, tell=tell, written=written)
     cache.verify(shards, ranks)
     return RememberedTeacher(cache, shards, device=device)

@@ -31,6 +31,8 @@ SWEEP = "sweep.yaml"  # instead of a study's: the directory of a sweep
 IDENTITY = "identity.json"
 # Records and locks of every attempt and job; may be there before there is a study (see harness.refusal).
 JOBS = "jobs"
+# In a trial, which has not begun while it is written: how far its teacher's cache is; see kept.CacheShards.
+CACHE_SHARDS = "teacher-cache.json"
 # In JOBS: held by a `submit` while it hands jobs over, and by the sbatch it started.
 SUBMITTING = ".submitting"
 # Who holds the lock. The system frees a dead process's lock, this file stays: then it tells of a run that was killed.

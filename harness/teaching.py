@@ -59,7 +59,7 @@ def asked_teacher(arm: ArmSetting, plan: Plan, ds_config: DsConfig, ranks: Ranks
 
 def remembered_teacher(
     arm: ArmSetting, corpus: Corpus, *, seed: int, ranks: Ranks, stop: Callable[[], bool], tell: Callable[[str], None],
-    steps: int | None = None, root: Path | None = None,
+    written: Callable[[int], None] = lambda there: None, steps: int | None = None, root: Path | None = None,
 ) -> RememberedTeacher | None:  # fmt: skip
     """What the arm's teacher says of every sample its budget buys, or of the first `steps`; None where it is asked.
 
@@ -77,5 +77,5 @@ def remembered_teacher(
 
     return remember(
         arm, plan, corpus, seed=seed, dtype=teacher_dtype(), device=device_of(ranks), ranks=ranks,
-        teacher=lambda: cut_teacher(arm, plan, ranks), stop=stop, tell=say, steps=steps, root=root,
+        teacher=lambda: cut_teacher(arm, plan, ranks), stop=stop, tell=say, written=written, steps=steps, root=root,
     )  # fmt: skip

@@ -102,8 +102,11 @@ class Cache:
     def write(
         self, shards: list[Shard], teacher: Callable[[], Teacher], *, ranks: Ranks, device: torch.device,
         stop: Callable[[], bool] = lambda: False, tell: Callable[[str], None] = lambda text: None,
+        written: Callable[[int], None] = lambda there: None,
     ) -> None:  # fmt: skip
         """Write those that are not there; ranks of a node share the work and come back together.
+
+        `written` is called on all ranks together behind every write, with how many of the shards, from the first, are there.
 
         Raises:
             Preempted: `stop` asked for it; what is written stays.
@@ -111,10 +114,10 @@ class Cache:
         """
         asked: list[Teacher] = []
         for number in range(0, len(shards), ranks.local_world):
-            mine = shards[number + ranks.local_rank :][:1]
+            mine = self.missing(shards[number + ranks.local_rank :][:1])
             error: IsoBudgetError | None = None
             try:
-                for shard in self.missing(mine):
+                for shard in mine:
                     if not asked:
                         self._room(self.missing(shards))
                         asked.append(teacher())
@@ -126,7 +129,10 @@ class Cache:
                 error = found
             ranks.agree(error)
             tell(f"the teacher's cache, shard {number + 1} of {len(shards)}")
-            if ranks.add([float(stop())])[0]:
+            stopped, new = ranks.add([float(stop()), float(len(mine))])
+            if new:
+                written(min(number + ranks.local_world, len(shards)))
+            if stopped:
                 raise Preempted(
                     f"stopped by a signal while the teacher's cache was written ({number + 1} of {len(shards)} shards)",
                     remedy="run again with --resume to continue",

@@ -170,6 +170,28 @@ def test_a_killed_writer_leaves_whole_shards_and_the_next_one_makes_the_rest(tea
     write(made, None, shards)  # type: ignore[arg-type]
 
 
+def test_every_write_says_how_many_shards_are_there_and_it_never_falls(teacher: Teacher) -> None:
+    made = cache(content(teacher))
+    shards, told = made.shards(None), list[int]()
+
+    def turn(until: int) -> list[int]:
+        told.clear()
+        made.write(
+            shards, lambda: teacher, ranks=Ranks(), device=CPU, written=told.append,
+            stop=lambda: len(shards) - len(made.missing(shards)) == until,
+        )  # fmt: skip
+        return told
+
+    with pytest.raises(Preempted):
+        turn(2)
+    assert told == [1, 2]
+    with pytest.raises(Preempted):
+        turn(3)
+    assert told == [3], "those that were there already are nobody's doing"
+    assert turn(5) == [4]
+    assert turn(5) == []
+
+
 def test_damage_and_gaps_are_found_before_a_byte_is_used(teacher: Teacher) -> None:
     made = cache(content(teacher))
     shards = made.shards(None)
@@ -315,6 +337,36 @@ def test_a_resumed_run_with_a_remembered_teacher_is_the_uninterrupted_one(
     for account in (Account.STUDENT_STEP, Account.TEACHER_CACHE, Account.OBJECTIVE):
         assert mine["accounts"][account]["flop"] == theirs["accounts"][account]["flop"]
     assert losses(out, "minilmv2") == losses(whole, "minilmv2")
+
+
+def test_turns_that_fill_the_cache_are_progress_and_one_that_fills_nothing_is_none(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.recorded import progress
+    from harness.teacher_cache import shards
+
+    monkeypatch.setenv("ISOBUDGET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shards, "SHARD_SAMPLES", 12)
+    real = Cache.write
+
+    def preempted(self: Cache, *given: Any, **more: Any) -> None:
+        before = len(self.missing(given[0]))
+        assert len(given[0]) == 2
+        real(self, *given, **{**more, "stop": lambda: before == 0 or len(self.missing(given[0])) < before})
+
+    monkeypatch.setattr(Cache, "write", preempted)
+    flags = ["--arms", "minilmv2", "--set", "data.limit_tokens=768", "--set", "data.mask_epochs=1",
+             "--set", "speed.teacher_cache=true", "--auto-resume"]  # fmt: skip
+    ends = {job: [progress(tmp_path / "out", job=job)] for job in (None, "train-minilmv2-seed-1")}
+    for _ in range(3):
+        run(study, tmp_path / "out", *flags, code=75)
+        for job, found in ends.items():
+            found.append(progress(tmp_path / "out", job=job))
+    for nothing, one, two, still in ends.values():
+        assert nothing < one < two == still
+    monkeypatch.setattr(Cache, "write", real)
+    run(study, tmp_path / "out", *flags)
+    assert record(tmp_path / "out", "minilmv2")["teacher_cache"]["shards"] == 2
 
 
 def test_seeds_may_share_one_order_and_then_one_cache(study: Path, tmp_path: Path) -> None:
