@@ -74,14 +74,19 @@ for position in "${!pids[@]}"; do
   code=0
   await "${pids[position]}" || code=$?
   name=${names[${ours[position]}]}
-  if [[ $code -ne 0 && $verb == job ]]; then
-    # Launchers replace exit codes with their own; what the job recorded is the truth.
-    recorded=0
-    "${entry[@]}" status "$out" --exit-code --job "$name" --after "${marks[position]}" || recorded=$?
+  if [[ $code -ne 0 ]]; then
+    recorded=$nothing_recorded
+    if [[ $verb == job ]]; then
+      # Launchers replace exit codes with their own; what the job recorded is the truth.
+      recorded=0
+      "${entry[@]}" status "$out" --exit-code --job "$name" --after "${marks[position]}" || recorded=$?
+    fi
     if [[ $recorded -ne $nothing_recorded ]]; then
       code=$((recorded == 0 ? code : recorded))
     elif [[ $signals -gt 0 ]]; then
-      code=75 # warned before it was ready to answer, while it imported or found its data: nothing is lost
+      # Warned before it was ready to answer, while it imported or found its data; or a prefetch, which records nothing, and goes
+      # on from what it has fetched: nothing is lost.
+      code=75
     fi
     if [[ $code -eq 75 ]]; then
       progress=$("${entry[@]}" status "$out" --progress --job "$name") || progress=

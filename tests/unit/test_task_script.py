@@ -26,16 +26,30 @@ for i in {1..200}; do sleep 0.1; done"""
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Path:
-    """The arms of a study, two at a time, and `run` in place of launch.py."""
+def folder_of_scripts(tmp_path: Path) -> Path:
+    """The stages of a study, two runs at a time, and `run` in place of launch.py."""
     stand_in(tmp_path / "bin", "run", RUN)
     found = build(study(), Machines(1, 2, gpus=False), out=str(tmp_path), study_file="s.yaml", ds_config=None)
     scripts = scripts_of(found, Machines(1, 2, gpus=False), Queue())
     write(found, scripts)
-    file = scripts["arms"].path
-    text = re.sub(r"^entry=.*$", f"entry=({tmp_path}/bin/run launch.py)", file.read_text(), count=1, flags=re.MULTILINE)
-    file.write_text(text)
-    return file
+    for script in scripts.values():
+        text = script.path.read_text()
+        script.path.write_text(
+            re.sub(r"^entry=.*$", f"entry=({tmp_path}/bin/run launch.py)", text, count=1, flags=re.MULTILINE)
+        )
+    return tmp_path / "jobs"
+
+
+@pytest.fixture
+def script(folder_of_scripts: Path) -> Path:
+    """The arms."""
+    return folder_of_scripts / "arms.sbatch"
+
+
+@pytest.fixture
+def cache(folder_of_scripts: Path) -> Path:
+    """The stage that fetches: it has no answer to a warning, and records nothing."""
+    return folder_of_scripts / "cache.sbatch"
 
 
 def start(script: Path, **more: str) -> subprocess.Popen[bytes]:
@@ -128,6 +142,27 @@ def test_a_warned_run_that_recorded_a_failure_is_not_asked_to_come_again(script:
     time.sleep(0.2)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=30) == 1
+    assert not (folder / "scontrol").exists()
+
+
+def test_a_warning_while_data_are_fetched_asks_for_another_turn_but_not_for_ever(cache: Path) -> None:
+    """Else it would end with 138, and the queue would cancel all stages behind it."""
+    slurm, folder = queued(cache), cache.parent.parent
+    codes = []
+    for _ in range(3):
+        process = start(cache, **slurm, AT_START="trap - USR1; touch $MARKS/ready", TURNS="3")
+        until(folder / "ready")
+        (folder / "ready").unlink()
+        process.send_signal(signal.SIGUSR1)
+        codes.append(process.wait(timeout=30))
+    assert codes == [75, 75, 1]
+    assert (folder / "scontrol").read_text().splitlines() == 2 * ["requeue 7"]
+
+
+def test_data_that_cannot_be_had_need_a_person(cache: Path) -> None:
+    slurm, folder = queued(cache), cache.parent.parent
+    (folder / "recorded").write_text("75")  # of another day: no fetch records anything
+    assert start(cache, **slurm, AT_START="exit 3").wait(timeout=30) == 3
     assert not (folder / "scontrol").exists()
 
 
