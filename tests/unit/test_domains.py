@@ -260,7 +260,7 @@ def test_a_plan_prices_domains_and_a_run_books_no_more(
 
 
 def test_the_paper_sized_study_is_planned_without_its_texts() -> None:
-    """Every text as many blocks as asked for: two sources and two domains."""
+    """Every text as many blocks as asked for, two sources and two domains, at the end and at four points of the curve."""
     from harness.ds_config import default
     from harness.evaluate.domains import flops
     from harness.plan.evaluation import items
@@ -273,4 +273,6 @@ def test_the_paper_sized_study_is_planned_without_its_texts() -> None:
     shape = found.arms["no_kd"].shape
     blocks = 4 * 2048
     priced = flops(shape, blocks=blocks, length=128, predicted=blocks * found.setting.predicted_per_block)
-    assert items(found, shape, curve=True)["domains"].flop == priced > 0
+    assert found.setting.study.evaluation.curve_points == 4
+    assert items(found, shape, curve=True)["domains"].flop == 5 * priced > 0
+    assert items(found, shape, curve=False)["domains"].flop == priced
