@@ -20,8 +20,7 @@ from harness import controls, kept
 from harness.errors import ConfigError
 from harness.jobs import JOBS, WHOLE, Work
 from harness.recorded import attempts_of, last_word, unless_unreadable
-from harness.recorded import recorded_exit_code as recorded_exit_code
-from harness.rundir import STUDY, load_study
+from harness.rundir import CACHE_SHARDS, STUDY, load_study
 
 # A run that trains and has not moved for this long, or for this many of its own steps, is called silent.
 SILENT_S = 300.0
@@ -153,7 +152,9 @@ def _look(
     step = record.get("steps") or posted.get("step") or 0
     fraction = min(1.0, spent / limit)
     speed, rate = _speed(rows or [])
-    age = _age(folder / "ledger.jsonl", now)
+    # Before its first step a run may fill its teacher's cache, which has a file of its own.
+    ages = [a for name in ("ledger.jsonl", CACHE_SHARDS) if (a := _age(folder / name, now)) is not None]
+    age = min(ages, default=None)
     last = attempts[-1] if attempts else {}
     eta = (1 - fraction) / rate if rate and fraction < 1 else None
     if done(record):

@@ -16,7 +16,7 @@ import yaml
 from harness import cli, recorded, runs
 from harness.errors import ConfigError
 from harness.jobs import JobDirectory, JobRecord, Work, open_alone
-from harness.rundir import RunDirectory
+from harness.rundir import CACHE_SHARDS, RunDirectory, write_json
 from harness.study import load, validate
 from tests.support.tiny import TinyStudy
 
@@ -82,6 +82,17 @@ def test_a_run_that_stands_still_is_silent_and_needs_a_person(out: Path) -> None
     assert runs.read(out, now=NOW, silent_s=400).runs[0].state == "running"
 
 
+def test_a_run_that_fills_its_teachers_cache_is_not_silent_until_that_stands_still(out: Path) -> None:
+    folder = out / "arms" / "a" / "seed-1"
+    folder.mkdir(parents=True)
+    write_json(folder / CACHE_SHARDS, {"shards": 3})
+    attempt(out, "running")
+    for seconds, state in ((100, "running"), (301, "silent")):
+        os.utime(folder / CACHE_SHARDS, (NOW - seconds, NOW - seconds))
+        found = runs.read(out, now=NOW).runs[0]
+        assert (found.state, found.heartbeat_age_s, found.step) == (state, pytest.approx(seconds), 0)
+
+
 def test_a_run_that_has_just_begun_again_is_not_silent(out: Path) -> None:
     trial(out, moved_s_ago=9000)
     attempt(out, "running", started=NOW - 20)
@@ -104,7 +115,7 @@ def test_how_an_attempt_ended_decides_who_must_act(out: Path, state: str, code: 
     found = runs.read(out, now=NOW)
     assert found.runs[0].exit_codes == [code]
     assert found.verdict == verdict
-    assert runs.recorded_exit_code(out, job="train-a-seed-1") == code
+    assert recorded.recorded_exit_code(out, job="train-a-seed-1") == code
 
 
 def test_done_is_done_only_with_every_run_and_the_report(out: Path) -> None:
@@ -119,10 +130,10 @@ def test_done_is_done_only_with_every_run_and_the_report(out: Path) -> None:
 
 
 def test_the_recorded_exit_code_survives_launchers_and_a_kill_reads_as_1(out: Path) -> None:
-    assert runs.recorded_exit_code(out) == 1
+    assert recorded.recorded_exit_code(out) == 1
     directory = RunDirectory(out)
     directory.status("running")
-    assert runs.recorded_exit_code(out) == 1
+    assert recorded.recorded_exit_code(out) == 1
     directory.status("interrupted", exit_code=75)
     assert cli.main(["status", str(out), "--exit-code"]) == 75
     directory.status("done")
@@ -309,26 +320,27 @@ def test_what_an_earlier_attempt_recorded_is_not_this_ones(out: Path, job: str |
     attempt(out, "interrupted", exit_code=75, message="preempted")
     RunDirectory(out).status("interrupted", exit_code=75)
     before = recorded.mark(out, job=job)
-    assert runs.recorded_exit_code(out, job=job) == 75
-    assert runs.recorded_exit_code(out, job=job, after=before) == recorded.NOTHING_RECORDED
+    assert recorded.recorded_exit_code(out, job=job) == 75
+    assert recorded.recorded_exit_code(out, job=job, after=before) == recorded.NOTHING_RECORDED
     assert (
-        runs.recorded_exit_code(out, job="nobody", after=recorded.mark(out, job="nobody")) == recorded.NOTHING_RECORDED
+        recorded.recorded_exit_code(out, job="nobody", after=recorded.mark(out, job="nobody"))
+        == recorded.NOTHING_RECORDED
     )
     if job is None:
         RunDirectory(out).status("interrupted", exit_code=75)
     else:
         attempt(out, "interrupted", exit_code=75, message="preempted again")
-    assert runs.recorded_exit_code(out, job=job, after=before) == 75
+    assert recorded.recorded_exit_code(out, job=job, after=before) == 75
     # A crash that records 1 is an end; one that records nothing is none.
     if job is None:
         RunDirectory(out).status("failed", exit_code=1)
-        assert runs.recorded_exit_code(out, after=before) == 1
+        assert recorded.recorded_exit_code(out, after=before) == 1
         RunDirectory(out).status("running")
     else:
         attempt(out, "failed", exit_code=1)
-        assert runs.recorded_exit_code(out, job=job, after=before) == 1
+        assert recorded.recorded_exit_code(out, job=job, after=before) == 1
         attempt(out, "running")
-    assert runs.recorded_exit_code(out, job=job, after=before) == recorded.NOTHING_RECORDED
+    assert recorded.recorded_exit_code(out, job=job, after=before) == recorded.NOTHING_RECORDED
 
 
 def save(folder: Path, step: int) -> None:
