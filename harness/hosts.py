@@ -23,6 +23,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 # a password in an address.
 _SECRET = re.compile(r"(?:.*_)?(?:SECRET|TOKEN|PASSWORD|(?:API)?KEY)", re.IGNORECASE)
 _LOGIN = re.compile(r"://[^/ ]*@")
+# What a command line may hold of them: the login of an address, and a parameter of such a name.
+_HIDDEN = re.compile(
+    r"(?<=://)[^/\s]*(?=@)|(?<=[?&])((?:[\w.-]*[_.-])?(?:secret|token|password|(?:api[_-]?)?key)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./ ^-]*", re.ASCII)
 
 # Prefixes of the variables that DeepSpeed's launcher copies from the caller's environment to every host.
@@ -105,6 +110,11 @@ def check_variable(key: str, value: str, *, where: str) -> None:
             rule="it holds a secret, and the launcher writes it into command lines that everyone on every machine can read",
             remedy="unset it here, and keep it in a file on each machine (~/.netrc, ~/.mlflow/credentials, HF_TOKEN_PATH)",
         )
+
+
+def conceal(text: str) -> str:
+    """A command line as it may be kept and published: without the logins and keys that its addresses hold."""
+    return _HIDDEN.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def check_environment(environ: Mapping[str, str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
+from harness.hosts import conceal
 from harness.identity import KINDS
 
 if TYPE_CHECKING:
@@ -53,6 +55,17 @@ def allow_flag(parser: argparse.ArgumentParser) -> None:
         metavar="KIND,KIND",
         help=f"go on although this differs from what --out holds: {', '.join(KINDS)}; the report says so",
     )
+
+
+def typed(given: list[str]) -> str:
+    """The command of a person as it is kept: without what a launcher put among its words, and without secrets."""
+    launchers = ("--local_rank", "--local-rank")
+    words = [
+        word
+        for before, word in zip(["", *given], given, strict=False)
+        if before not in launchers and not word.startswith(launchers)
+    ]
+    return shlex.join(["python", "launch.py", *map(conceal, words)])
 
 
 def inputs(options: argparse.Namespace) -> tuple[StudySpec, DsConfig | None]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands._report import show_report
-from harness.commands._study import allow_flag, default_engine, hang_flag, inputs, study_flags
+from harness.commands._study import allow_flag, default_engine, hang_flag, inputs, study_flags, typed
 from harness.commands.run import entering
 from harness.errors import ConfigError, IsoBudgetError, Preempted
 from harness.identity import parse_kinds
@@ -80,7 +79,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         if merged != study:
             setting = prepare(merged, ds_config, world=ranks.world, tell=tell.say)
         ranks.on_main(lambda: record.begin(world=ranks.world))
-    command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
+    command = typed(given)
     try:
         if work.kind in ("train", "control"):
             from harness.conduct import Conductor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.commands._report import show_report
-from harness.commands._study import allow_flag, default_engine, hang_flag, inputs, study_flags, sweep_of
+from harness.commands._study import allow_flag, default_engine, hang_flag, inputs, study_flags, sweep_of, typed
 from harness.errors import ConfigError, IsoBudgetError, Preempted
 from harness.identity import parse_kinds
 
@@ -143,7 +142,7 @@ def run_study(
         ranks.on_main(lambda: directory.status("running"))
     if ranks.is_main and directory.stale:
         tell.say(f"{directory.stale} was found and taken over: that run did not end by itself")
-    command = "python launch.py " + shlex.join(a for a in given if not a.startswith("--local"))
+    command = typed(given)
     conductor = Conductor(
         setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed,
         hang_timeout_s=options.hang_timeout, hung=hung,

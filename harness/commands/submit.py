@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.commands._study import allow_flag, hang_flag, inputs, print_json, study_flags
+from harness.commands._study import allow_flag, hang_flag, inputs, print_json, study_flags, typed
 from harness.errors import ConfigError
 from harness.identity import parse_kinds
 
@@ -83,7 +82,7 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         directory.close()
         if teacher is not None:
             write_study(teacher[0], Path(teacher[1]))
-        write(graph, scripts, command=shlex.join(["python", "launch.py", *given]))
+        write(graph, scripts, command=typed(given))
 
     slurm = not (options.local or options.dry_run) and shutil.which("sbatch") is not None
     if not slurm:

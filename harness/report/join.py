@@ -53,6 +53,7 @@ def join(directories: Sequence[Path]) -> Source:
         references=next((s.references for s in sources if s.references), {}),
         runs=sorted(runs, key=lambda run: (order.get(run.arm, len(order)), run.arm, run.seed)),
         controls=[run for source in sources for run in source.controls],
+        parts=sources,
         problems=[f"{source.directory.name}: {text}" for source in sources for text in source.problems],
     )
 

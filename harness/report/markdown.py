@@ -9,6 +9,7 @@ from harness.report import numbers
 from harness.report.analysis import Analysis, describe_unit
 from harness.report.cells import Table
 from harness.report.fact_tables import beside_verdict
+from harness.report.reproduce import conditions
 
 _SPECIAL = re.compile(r"([\\`*\[\]|#~])")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -50,7 +51,7 @@ def markdown(analysis: Analysis, tables: Iterable[Table], *, reproduce: str) -> 
     if analysis.warnings:
         lines += ["## Warnings", "", *(f"- {escape(text)}" for text in analysis.warnings), ""]
     fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", reproduce)), default=2))
-    lines += ["## Reproduce", "", f"{fence}sh", reproduce.replace("\n", " "), fence, ""]
+    lines += ["## Reproduce", "", f"{fence}sh", reproduce.replace("\n", " "), fence, "", escape(conditions(source)), ""]
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from harness.report import bars, curves, domain_tables, numbers, pretraining_tab
 from harness.report.analysis import Analysis, describe_unit
 from harness.report.cells import Table
 from harness.report.fact_tables import beside_verdict
+from harness.report.reproduce import conditions
 from harness.report.score_tables import REFERENCE_NAMES
 from harness.report.source import mapping, number
 from harness.report.verdict import Verdict
@@ -50,6 +51,7 @@ def page(analysis: Analysis, tables: Sequence[Table], *, reproduce: str) -> str:
         references=_references(analysis),
         tables={table.name: table for table in tables},
         reproduce=reproduce,
+        conditions=conditions(analysis.source),
         # Ours, not a study's: the only text that is not escaped.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
     )

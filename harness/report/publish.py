@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from harness.report.files import finite, write_csv, write_text
 from harness.report.join import join
 from harness.report.markdown import markdown
 from harness.report.page import page
+from harness.report.reproduce import reproduce
 from harness.report.source import Json, Run, Source, mapping, read
 
 FORMAT = 1
@@ -101,7 +101,7 @@ def document(analysis: Analysis) -> Json:
         "warnings": analysis.warnings,
         "environment": source.environment,
         "resolved_study": source.study,
-        "reproduce": reproduce(analysis),
+        "reproduce": reproduce(source),
     }
     return finite(report)
 
@@ -144,27 +144,6 @@ def _summary(analysis: Analysis, arm: Arm) -> Json:
         "seconds": arm.mean("seconds"),
         "charged": arm.mean("charged"),
     }
-
-
-# Flags of a run that goes on; --allow, which takes a value, is another.
-CONTINUED = ("--resume", "--auto-resume")
-
-
-def reproduce(analysis: Analysis) -> str:
-    """The command that runs this study again from nothing: the recorded one, else the one that reads the resolved study.
-
-    How an interrupted run was continued is no part of it.
-    """
-    command = analysis.source.environment.get("command") or "python launch.py run --study study.yaml"
-    try:
-        words = command if isinstance(command, list) else shlex.split(str(command))
-    except ValueError:
-        return str(command)  # no shell reads it: no command of ours
-    kept: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        if word not in (*CONTINUED, "--allow") and before != "--allow" and not str(word).startswith("--allow="):
-            kept.append(str(word))
-    return shlex.join(kept)
 
 
 def summary_lines(report: Json) -> list[str]:

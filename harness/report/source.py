@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from harness.errors import ConfigError
+from harness.hosts import conceal
 from harness.report.ledger_path import Json, LedgerPath, read_path
+from harness.rundir import JOBS
 
 # A metrics row with one of these prefixes is an evaluation; a row with a training loss is a step.
 CURVES = ("readout_", "mlm_", "clm_", "probe_")
@@ -75,6 +77,8 @@ class Source:
     problems: list[str] = field(default_factory=list)
     controls: list[Run] = field(default_factory=list)
     """Runs that answer another question, such as equal tokens: no contestants, and in no verdict."""
+    parts: list[Source] = field(default_factory=list)
+    """What was joined; empty for one directory."""
 
 
 def number(value: Any) -> float | None:
@@ -114,6 +118,11 @@ def read(directory: Path) -> Source:
         name: mapping(_json(directory / f"{name}.json", problems, optional=name == "references"))
         for name in ("environment", "status", "references")
     }
+    # Each of a submission's jobs wrote down its own command; the one that asked for all of them is with their graph.
+    asked = mapping(_json(directory / JOBS / "graph.json", problems, optional=True)).get("command")
+    command = asked or files["environment"].get("command")
+    if isinstance(command, str):
+        files["environment"] |= {"command": conceal(command)}
     charged = charged_accounts(study)
     runs = [run for folder in folders if folder.is_dir() and (run := _run(folder, problems, charged)) is not None]
     order = {arm.get("name"): i for i, arm in enumerate(arms_of(study))}

@@ -15,7 +15,7 @@ from harness.report.analysis import describe_unit
 from harness.report.cells import Table
 from harness.report.files import finite, write_csv, write_text
 from harness.report.markdown import escape, table_lines
-from harness.report.publish import reproduce
+from harness.report.reproduce import recorded
 from harness.report.source import Json
 from harness.sweep import currency, decided, figures, tables
 from harness.sweep.answer import Answer, answer
@@ -75,7 +75,7 @@ def document(found: Found, said: Answer) -> Json:
             "missing": found.missing,
             "environment": found.at[0].analysis.source.environment if found.at else {},
             "resolved_sweep": found.sweep.tree,
-            "reproduce": reproduce(found.at[0].analysis) if found.at else "python launch.py run --study sweep.yaml",
+            "reproduce": (recorded(found.at[0].analysis.source) if found.at else "") or "python launch.py run --study sweep.yaml",
         }
     )  # fmt: skip
 

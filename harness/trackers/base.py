@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import harness.trackers
 from harness.errors import ConfigError
+from harness.hosts import conceal
 from harness.trackers.aside import Aside
 
 PATIENCE_S = 10.0  # at a run's end, for all trackers together
@@ -48,9 +49,7 @@ def check(requests: Sequence[str]) -> None:
     for request in requests:
         name = request.partition("=")[0]
         if name not in known():
-            raise ConfigError(
-                f"--track {request}", rule=f"unknown tracker {name!r}", remedy=f"use {', '.join(known())}"
-            )
+            raise ConfigError("--track", rule=f"unknown tracker {conceal(name)!r}", remedy=f"use {', '.join(known())}")
         package = importlib.import_module(f"harness.trackers.{name}").NEEDS
         if package is not None and importlib.util.find_spec(package) is None:
             raise ConfigError(

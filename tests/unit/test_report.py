@@ -506,20 +506,3 @@ def test_an_unfinished_run_is_drawn_and_not_scored(tmp_path: Path) -> None:
     assert next(s for s in report["summary"] if s["name"] == "soft_targets")["seeds"] == [1, 2]
     html = (directory / "report.html").read_text()
     assert html.count('class="seed arm-1"') > html.count('class="seed arm-0"')
-
-
-@pytest.mark.parametrize(
-    ("recorded", "shown"),
-    [
-        ("python launch.py run --study a --resume --out x", "python launch.py run --study a --out x"),
-        (["launch.py", "--auto-resume", "--allow", "code,data", "--seeds", "1,2"], "launch.py --seeds 1,2"),
-        ("launch.py --allow=code --set 'a.b={c: 1}'", "launch.py --set 'a.b={c: 1}'"),
-        ("launch.py 'unbalanced", "launch.py 'unbalanced"),
-        (None, "python launch.py run --study study.yaml"),
-    ],
-)
-def test_the_command_to_reproduce_begins_anew(recorded: Any, shown: str, tmp_path: Path) -> None:
-    """Where there is nothing to resume, a command that resumes is refused."""
-    directory = write_study(tmp_path / "s", seeds=2)
-    (directory / "environment.json").write_text(json.dumps({**ENVIRONMENT, "command": recorded}))
-    assert build_report(directory)["reproduce"] == shown

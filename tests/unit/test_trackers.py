@@ -169,6 +169,14 @@ def test_what_a_slow_tracker_cannot_take_is_dropped_counted_and_said() -> None:
     assert 49 <= int(count) <= 50  # the one row in its hands has left the queue, or has not yet
 
 
+@pytest.mark.parametrize("address", ["mlfow=https://me:hunter2@host", "https://me:hunter2@host"])
+def test_a_misspelt_tracker_is_refused_without_its_login(address: str) -> None:
+    """The refusal is recorded where a scheduler looks for it."""
+    with pytest.raises(ConfigError, match="unknown tracker") as refused:
+        trackers.check([address])
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("request_", "message"), [("grafana", "unknown tracker"), ("=x", "unknown tracker")])
 def test_an_unknown_tracker_is_refused_before_anything_is_spent(request_: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
