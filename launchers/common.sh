@@ -45,7 +45,7 @@ from_here() { # ARGUMENT...
     flag=$previous value=$argument
     [[ $argument != --*=* ]] || { flag=${argument%%=*} value=${argument#*=}; }
     case $flag in
-      --study | --ds_config | --teacher-study) [[ ! -f $value ]] || value=$(realpath -s -- "$value") ;;
+      --study | --ds_config | --deepspeed_config | --teacher-study) [[ ! -f $value ]] || value=$(realpath -s -- "$value") ;;
       --out) value=$(realpath -ms -- "$value") ;;
     esac
     if [[ $argument == --*=* ]]; then given+=("${argument%%=*}=$value"); else given+=("$value"); fi

@@ -123,13 +123,21 @@ def test_mpirun_gives_every_rank_its_threads_and_its_cores(root: Path, tmp_path:
 
 def test_files_are_named_from_where_the_script_is_called(root: Path, tmp_path: Path, mpirun: dict[str, str]) -> None:
     (tmp_path / "mine.yaml").touch()
-    for words in (("--study", "mine.yaml", "--out", "runs/a"), ("--study=mine.yaml", "--out=runs/a")):
+    out = ("--out", "runs/a")
+    for words in (
+        ("--study", "mine.yaml", *out),
+        ("--study=mine.yaml", "--out=runs/a"),
+        ("--ds_config", "mine.yaml", *out),
+        ("--deepspeed_config", "mine.yaml", *out),
+        ("--deepspeed_config=mine.yaml", "--out=runs/a"),
+    ):
         subprocess.run(
             ["bash", root / "launchers" / "mpirun.sh", *words], env=mpirun | {"RANKS": "1"}, cwd=tmp_path, check=True,
             timeout=120,
         )  # fmt: skip
         said = (tmp_path / "words").read_text().strip().replace("=", " ")
-        assert said.endswith(f"launch.py --study {tmp_path}/mine.yaml --out {tmp_path}/runs/a")
+        flag = words[0].partition("=")[0]
+        assert said.endswith(f"launch.py {flag} {tmp_path}/mine.yaml --out {tmp_path}/runs/a")
 
 
 def test_mpirun_counts_ranks_by_the_slots_of_its_hostfile(root: Path, tmp_path: Path, mpirun: dict[str, str]) -> None:
