@@ -29,6 +29,16 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def placed(self) -> bool:
+        return UNSAID not in (self.local_rank, self.local_world)
+
+    def place(self, hosts: list[str]) -> None:
+        """Find what the launcher left unsaid in every rank's host: which of those here this one is, and how many they are."""
+        here = [rank for rank, host in enumerate(hosts) if host == hosts[self.rank]]
+        self.local_rank = here.index(self.rank) if self.local_rank == UNSAID else self.local_rank
+        self.local_world = len(here) if self.local_world == UNSAID else self.local_world
+
     def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
         if self.world == 1:
@@ -116,12 +126,16 @@ def _store() -> Any:
     return _get_default_store()
 
 
+# A place on its machine that the launcher did not name; see `Ranks.place`.
+UNSAID = -1
+
 # (rank, world, local rank, local world) as each launcher spells them; the first complete set wins
 _SPELLINGS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+    # SLURM_NTASKS_PER_NODE is what the allocation asked for, and a step may have other numbers, a different one on each node.
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ""),
 )
 
 
@@ -129,17 +143,25 @@ def from_environment() -> Ranks:
     """What the launcher set: torchrun and DeepSpeed, Open MPI, MPICH and Intel MPI, Slurm's srun, or nothing.
 
     Under Slurm a lone `python` inside an allocation is one process, not a rank: it needs SLURM_STEP_ID > none
-    and more than one task, which only srun gives it.
+    and more than one task, which only srun gives it. With its PMI2 plugin srun sets PMI_RANK and PMI_SIZE too, and no
+    local rank beside them. The local rank and their number are UNSAID where the launcher did not say them.
     """
     for rank, world, local_rank, local_world in _SPELLINGS:
         if rank in os.environ and world in os.environ:
             if rank == "SLURM_PROCID" and ("SLURM_STEP_ID" not in os.environ or os.environ[world] == "1"):
                 continue
-            size = int(os.environ[world])
-            local = int(os.environ.get(local_rank, "0"))
-            # DeepSpeed's launcher says LOCAL_SIZE; without it, ranks of all nodes would share one node's cores.
+            if (
+                rank == "PMI_RANK"
+                and local_rank not in os.environ
+                and {"SLURM_STEP_ID", "SLURM_LOCALID"} <= os.environ.keys()
+            ):
+                continue
+            local = int(os.environ.get(local_rank, UNSAID))
+            # DeepSpeed's launcher says LOCAL_SIZE.
             on_node = os.environ.get(local_world, "") or os.environ.get("LOCAL_SIZE", "")
-            return Ranks(int(os.environ[rank]), size, local, int(on_node) if on_node.isdigit() else size)
+            return Ranks(
+                int(os.environ[rank]), int(os.environ[world]), local, int(on_node) if on_node.isdigit() else UNSAID
+            )
     return Ranks()
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from harness.engine.library import deepspeed_library
 from harness.errors import ConfigError
@@ -19,34 +23,50 @@ _joined: list[Ranks] = []
 
 def connect(*, timeout_s: float = 1800.0) -> Ranks:
     """Join the ranks of this run (one process when no launcher set an environment) and set its threads."""
-    from datetime import timedelta
-
+    if _joined:
+        return _joined[0]
     ranks = from_environment()
+    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_PORT", str(free_port() if ranks.world == 1 else 29500))
+    os.environ.update({"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world)})
+    if ranks.world > 1:
+        _refuse_a_dead_rendezvous()
+    # Kept until the ranks have joined, on its server: closed before, it would close that for the others.
+    store = None if ranks.placed else _place(ranks, timedelta(seconds=timeout_s))
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
         # DeepSpeed's launcher sets nothing: two ranks on two cores would run four threads and crawl.
         torch.set_num_threads(max(1, usable_cores() // ranks.local_world))
-    if _joined:
-        return _joined[0]
     deepspeed = deepspeed_library()
-    facts = {"RANK": ranks.rank, "WORLD_SIZE": ranks.world, "LOCAL_RANK": ranks.local_rank}
-    for key, value in facts.items():
-        os.environ[key] = str(value)
-    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    os.environ.setdefault("MASTER_PORT", str(free_port() if ranks.world == 1 else 29500))
-    if ranks.world > 1:
-        _refuse_a_dead_rendezvous()
     backend = "nccl" if has_cuda() else "gloo"
     if has_cuda():
         torch.cuda.set_device(ranks.local_rank)
     deepspeed.init_distributed(
         dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s)
     )
+    del store
     # Not at the end of a study: DeepSpeed keeps references to the group, and a process may run several studies.
     atexit.register(_leave)
     if ranks.world > 1:
         ranks.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     _joined.append(ranks)
     return ranks
+
+
+def _place(ranks: Ranks, timeout: timedelta) -> Any:
+    """Count who is on which host, where the launcher named ranks without their places; returns the store they met in.
+
+    Before they join: each is bound to its device then.
+    """
+    if ranks.world == 1:
+        ranks.place([""])
+        return None
+    store, *_ = next(rendezvous("env://", timeout=timeout))
+    keys = [f"isobudget/host/{rank}" for rank in range(ranks.world)]
+    store.set(keys[ranks.rank], socket.gethostname())
+    store.wait(keys, timeout)
+    ranks.place([host.decode() for host in store.multi_get(keys)])
+    return store
 
 
 def _refuse_a_dead_rendezvous() -> None:

@@ -113,7 +113,11 @@ class Cache:
             DataError: no room, or a signal that half precision cannot hold.
         """
         asked: list[Teacher] = []
-        for number in range(0, len(shards), ranks.local_world):
+        # As many turns on every rank, or exchanges pair wrongly: machines may differ in their number of ranks.
+        turns = max(ranks.gather(-(-len(shards) // ranks.local_world)))
+        for turn in range(turns):
+            number = turn * ranks.local_world
+            place = f"{min(number + 1, len(shards))} of {len(shards)}"
             mine = self.missing(shards[number + ranks.local_rank :][:1])
             error: IsoBudgetError | None = None
             try:
@@ -128,13 +132,13 @@ class Cache:
             except IsoBudgetError as found:
                 error = found
             ranks.agree(error)
-            tell(f"the teacher's cache, shard {number + 1} of {len(shards)}")
+            tell(f"the teacher's cache, shard {place}")
             stopped, new = ranks.add([float(stop()), float(len(mine))])
             if new:
                 written(min(number + ranks.local_world, len(shards)))
             if stopped:
                 raise Preempted(
-                    f"stopped by a signal while the teacher's cache was written ({number + 1} of {len(shards)} shards)",
+                    f"stopped by a signal while the teacher's cache was written ({place} shards)",
                     remedy="run again with --resume to continue",
                 )
 

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.chaos import workers
 from harness.chaos.trial_runs import brief_study, charged_steps, launch, losses, record
+from tests.support import cache_ranks
+from tests.support.tiny import write_teacher
 
 ARM, TOKENS, LENGTH = "soft_targets", 768, 32
 
@@ -37,3 +40,27 @@ def test_two_ranks_write_what_one_rank_writes_and_each_reads_the_others(tmp_path
     curves = [losses(out, ARM) for out in outs]
     for step, loss in curves[0].items():
         assert [curve[step] for curve in curves[1:]] == pytest.approx([loss, loss], rel=1e-5)
+
+
+def place(rank: int, world: int) -> dict[str, str]:
+    return dict(zip(cache_ranks.LOCAL, (str(rank), str(world)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("machines", "found"),
+    [
+        ([("a", place(0, 2)), ("a", place(1, 2)), ("b", place(0, 1))], [(0, 2), (1, 2), (0, 1)]),
+        ([("a", {}), ("a", {})], [(0, 2), (1, 2)]),
+    ],
+    ids=["a machine of two and one of one", "a launcher that says no places"],
+)
+def test_every_machine_writes_all_shards_however_many_ranks_it_has(
+    machines: list[tuple[str, dict[str, str]]], found: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    teacher = write_teacher(tmp_path / "teacher")
+    launch = workers.start(
+        cache_ranks.fill, str(teacher), str(tmp_path), machines, folder=tmp_path / "logs", ranks=len(machines)
+    )
+    assert launch.wait(timeout_s=90.0) == [0] * len(machines), launch.outputs()[-3000:]
+    for rank, (local, on_machine) in enumerate(found):
+        assert f"rank {rank} is {local} of {on_machine}" in launch.output(rank)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.hardware import SPINS, WAITING
-from harness.ranks import Ranks, from_environment
+from harness.ranks import UNSAID, Ranks, from_environment
 
 WORDS = {
     "torchrun": {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},
@@ -21,9 +23,16 @@ WORDS = {
     },
     "intel mpi": {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"},
     "srun": {
-        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4", "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "16", "SLURM_STEP_ID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
     },
 }  # fmt: skip
+WORDS["srun with pmi2"] = WORDS["srun"] | {"PMI_RANK": "5", "PMI_SIZE": "8"}
+# Intel's mpiexec starts one agent per machine with srun, and its ranks inherit what Slurm says of the agents.
+WORDS["intel mpi over srun"] = WORDS["intel mpi"] | {
+    "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "0",
+}  # fmt: skip
+WORDS["a pod's operator"] = {"RANK": "5", "WORLD_SIZE": "8"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +46,24 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_launchers_words_name_the_same_rank(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in WORDS[launcher].items():
         monkeypatch.setenv(key, value)
-    assert from_environment() == Ranks(5, 8, 1, 4)
+    ranks = from_environment()
+    assert ranks.placed == (launcher in ("torchrun", "deepspeed", "openmpi", "intel mpi", "intel mpi over srun"))
+    assert (ranks.rank, ranks.world) == (5, 8)
+    assert ranks.local_rank == (UNSAID if launcher == "a pod's operator" else 1)
+    ranks.place(["a", "a", "a", "a", "b", "b", "b", "b"])
+    assert ranks == Ranks(5, 8, 1, 4)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12))
+def test_places_that_no_launcher_said_number_the_ranks_of_every_host(hosts: list[str]) -> None:
+    found: dict[str, list[Ranks]] = {}
+    for rank, host in enumerate(hosts):
+        ranks = Ranks(rank, len(hosts), UNSAID, UNSAID)
+        ranks.place(hosts)
+        found.setdefault(host, []).append(ranks)
+    for there in found.values():
+        assert [ranks.local_rank for ranks in there] == list(range(len(there)))
+        assert {ranks.local_world for ranks in there} == {len(there)}
 
 
 def test_a_lone_python_in_an_allocation_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
