@@ -28,7 +28,7 @@ from harness.errors import ConfigError, DataError
 from harness.ladder import posterior
 from harness.ladder.posterior import Noise
 from harness.ladder.rungs import axis_of, negligible, plain, table_of
-from harness.ladder.scaling import fit
+from harness.ladder.scaling import FORM, fit
 from harness.ladder.words import Words, listed, percent
 
 DRAWS = 8_000
@@ -73,8 +73,9 @@ class Decision:
     """The answer of a pilot; scores and regrets in the score's own unit, budgets in the ladder's.
 
     regret_if_wrong: the expected regret over those possibilities in which another arm is best. beyond: how many times
-    the full budget lies above the largest rung. contradicted: arms whose rungs refute the curve's form; every figure
-    takes that form for granted, so with any such arm the sentence recommends nothing.
+    the full budget lies above the largest rung. contradicted: arms whose rungs refute the power law at the 5 % level
+    over all arms together (Bonferroni); every figure takes that form for granted, so with any such arm the sentence
+    recommends nothing.
     """
 
     recommendation: str
@@ -108,7 +109,7 @@ class Decision:
         if self.contradicted:
             return (
                 f"cannot tell yet at {self.words.rung(self.budget)}: the rungs of {listed(self.contradicted)} contradict "
-                f"the form of the curve; if it held nevertheless, {self.recommendation} would be {found}"
+                f"the form of the curve, a {FORM}; if it held nevertheless, {self.recommendation} would be {found}"
             )
         return f"choose {self.recommendation} at {self.words.rung(self.budget)}: {found}"
 
@@ -211,7 +212,7 @@ def decide(
         n=n,
         budget=float(budget),
         beyond=max(1.0, max(budgets.values()) / float(x[-1])),
-        contradicted=tuple(arm for arm, each in zip(arms, table, strict=True) if fit(x, each, arm=arm).misfits),
+        contradicted=_contradicted(x, arms, table),
         words=words or Words(),
     )
 
@@ -261,6 +262,12 @@ class _Ahead:
 
     def _at(self, arm: int, place: float) -> Array:
         return posterior.Draws(self.exponent[arm], self.ends[arm]).at(self.axis, place)
+
+
+def _contradicted(x: Sequence[float], arms: Sequence[str], table: Array) -> tuple[str, ...]:
+    """The arms whose rungs refute the form of the curve that was extrapolated; a right form is refuted for any in 5 %."""
+    chances = {arm: fit(x, each, arm=arm).lack_of_fit_p for arm, each in zip(arms, table, strict=True)}
+    return tuple(arm for arm, p in chances.items() if p is not None and p <= ALPHA / len(arms))
 
 
 def _gain(expected: Array) -> float:

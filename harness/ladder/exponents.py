@@ -15,11 +15,8 @@ import numpy as np
 
 from harness.compare import Array
 
-# Three parameters meet three rungs exactly whatever these say; a straight line is taken below four.
-FEWEST_RUNGS = 4
 # Losses over compute fall with exponents of 0.05 to 0.5; beyond 2 a curve is flat after one doubling.
 GRID = np.linspace(0.0, 2.0, 201)
-_LINE = np.zeros(1)
 
 
 @dataclass(frozen=True)
@@ -50,22 +47,21 @@ class Exponents:
         return np.asarray((self.weights**2).sum(axis=-1))
 
 
-def curves(axis: Array, at: float, *, line: bool) -> Exponents:
-    """The family over rungs at log budgets `axis` (K,), asked at the log budget `at`; `line` keeps α = 0 alone."""
-    return _curves(tuple(map(float, axis)), float(at), line)
+def curves(axis: Array, at: float) -> Exponents:
+    """The family over rungs at log budgets `axis` (K,), asked at the log budget `at`."""
+    return _curves(tuple(map(float, axis)), float(at))
 
 
 @lru_cache(maxsize=128)
-def _curves(rungs: tuple[float, ...], at: float, line: bool) -> Exponents:
-    grid = _LINE if line else GRID
+def _curves(rungs: tuple[float, ...], at: float) -> Exponents:
     axis = np.array(rungs)
-    rows = design(grid, axis, axis)
-    asked = design(grid, axis, np.array([at]))[:, 0]
+    rows = design(GRID, axis, axis)
+    asked = design(GRID, axis, np.array([at]))[:, 0]
     gram = np.einsum("gki,gkj->gij", rows, rows)
     solved = np.linalg.solve(gram, np.swapaxes(rows, 1, 2))
     hat = rows @ solved
     return Exponents(
-        exponents=grid,
+        exponents=GRID,
         weights=np.einsum("gi,gik->gk", asked, solved),
         rest=np.eye(len(axis)) - hat,
         log_determinant=np.linalg.slogdet(gram)[1],

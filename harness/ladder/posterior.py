@@ -59,7 +59,7 @@ class Draws:
 
 def draw(means: Array, axis: Array, variance: Array, *, rng: np.random.Generator) -> Draws:
     """Curves that the means (K,) of one arm leave possible, one for each variance (M,) of such a mean."""
-    family = curves(axis, axis[-1], line=False)
+    family = curves(axis, axis[-1])
     weights = _weights(family, family.misfits(means), variance)
     chosen = (weights.cumsum(axis=-1) < rng.random((len(variance), 1))).sum(axis=-1).clip(max=len(GRID) - 1)
     rows = design(GRID, axis, axis)
@@ -72,7 +72,7 @@ def draw(means: Array, axis: Array, variance: Array, *, rng: np.random.Generator
 
 def expected(means: Array, axis: Array, place: float, variance: float) -> Array:
     """(…,) expected value at the log budget `place` given means (…, K) of one arm, each with this variance."""
-    family = curves(axis, place, line=False)
+    family = curves(axis, place)
     weights = _weights(family, family.misfits(means), np.asarray(variance))
     return np.asarray((weights * family.values(means)).sum(axis=-1))
 

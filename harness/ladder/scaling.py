@@ -1,7 +1,7 @@
 """One arm's curve over budgets, what it says of a budget that was not run, and whether that held for the top rung.
 
-score(b) = E + A·b^(−α), 0 ≤ α ≤ 2, fitted by least squares to the means at the rungs; with fewer than four rungs a
-straight line in log b. Noise is taken from the seeds alone, never from the misfit of the curve, by the analysis of
+score(b) = E + A·b^(−α), 0 ≤ α ≤ 2, fitted by least squares to the means at the rungs; α = 0 is the straight line in
+log b, and the curve taken through two rungs, which fit every α alike. Noise is taken from the seeds alone, never from the misfit of the curve, by the analysis of
 variance of rungs × seeds: `sd_own`, independent at every rung and pooled over them on (K − 1)(n − 1) degrees of
 freedom, and `sd_shared`, which a seed carries along the whole ladder.
 
@@ -11,7 +11,8 @@ widens with the distance. What a seed carries along moves the whole curve and is
 (Zou and Donner 2008). No bootstrap over seeds: see docs/statistics.md.
 
 The interval takes the curve's form for granted. Two things test the form: `lack_of_fit_p`, the rungs' misfit against
-the seeds' noise, and `validated`, which predicts the top rung from those below.
+the seeds' noise, and `validated`, which predicts the top rung from those below. Three rungs are met exactly by some α
+unless they bend beyond its bounds, and then they refute the form as more rungs do.
 
 Shapes: K rungs, n seeds.
 """
@@ -21,20 +22,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from harness.compare import ALPHA, LEVEL, Array
 from harness.errors import ConfigError
-from harness.ladder.exponents import FEWEST_RUNGS, Exponents, curves, level_weights
+from harness.ladder.exponents import GRID, Exponents, curves, level_weights
 from harness.ladder.rungs import axis_of, negligible, plain, table_of
 from harness.ladder.words import Words
 
-Form = Literal["power law", "straight line in log budget"]
-POWER: Form = "power law"
-LINE: Form = "straight line in log budget"
+FORM = "power law"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ class Validation:
     """
 
     arm: str
-    form: Form
     rungs: int
     x: float
     predicted: float
@@ -77,6 +75,7 @@ class Validation:
     measured: float
     inside: bool | None
     words: Words = field(default_factory=Words)
+    form: str = FORM
 
     def as_json(self) -> dict[str, Any]:
         return {**plain(asdict(self)), "level": LEVEL, "sentence": self.sentence()}
@@ -84,9 +83,10 @@ class Validation:
     def sentence(self) -> str:
         """Predicted, measured, and whether the prediction held."""
         spread = None if self.low is None or self.high is None else (self.high - self.low) / 2
+        form = self.form if self.rungs > 2 else f"{self.form} of any exponent from {GRID[0]:g} to {GRID[-1]:g}"
         held = {True: "inside", False: "outside", None: "one seed gives no interval"}[self.inside]
         return (
-            f"{self.arm}, {self.rungs} smaller rungs ({self.form}), predicts "
+            f"{self.arm}, {self.rungs} smaller rungs ({form}), predicts "
             f"{self.words.estimate(self.predicted, self.low, self.high)} at {self.words.rung(self.x)}; "
             f"measured {self.words.score(self.measured, spread=spread)}: {held}"
         )
@@ -96,13 +96,12 @@ class Validation:
 class Curve:
     """One arm's fitted curve over the rungs x, from mean scores.
 
-    level: what it falls or rises to, None for a straight line. exponent_low, exponent_high: 95 % profile interval,
+    level: what it falls or rises to, None at exponent 0, the straight line in log budget. exponent_low, exponent_high: 95 % profile interval,
     cut at the bounds 0 and 2. sd_own, sd_shared: see above, None with one seed. lack_of_fit_p: chance of a misfit
     this large if the form were true, None where no rung or seed is left to judge by.
     """
 
     arm: str
-    form: Form
     x: tuple[float, ...]
     mean: tuple[float, ...]
     n: int
@@ -114,6 +113,7 @@ class Curve:
     sd_shared: float | None
     lack_of_fit_p: float | None
     words: Words = field(default_factory=Words)
+    form: str = FORM
 
     @property
     def misfits(self) -> bool:
@@ -127,8 +127,7 @@ class Curve:
         """The form with its exponent and level, and a warning where the rungs contradict it."""
         if self.exponent == 0 or self.level is None:
             shape = f"{self.arm}: a straight line in the logarithm of the budget"
-            few = f", as {len(self.x)} rungs allow no more" if len(self.x) < FEWEST_RUNGS else ""
-            shape += few
+            shape += ", one of many curves through two rungs" if len(self.x) == 2 else ""
         else:
             low, high = self.exponent_low, self.exponent_high
             interval = f" (95 % interval {low:.2g} to {high:.2g})" if low is not None and high is not None else ""
@@ -158,9 +157,9 @@ class Curve:
     def _profile(self, x: float, *, measured: bool = False) -> tuple[float, float, float]:
         """The value at x, and how far its profile reaches below and above; with a measured mean's own noise or not."""
         means = np.array(self.mean)
-        family = curves(np.log(self.x), math.log(x), line=self.form == LINE)
+        family = curves(np.log(self.x), math.log(x))
         values, misfits = family.values(means), family.misfits(means)
-        best = int(misfits.argmin())
+        best = _best(misfits, rungs=len(means))
         value = float(values[best])
         if self.sd_own is None:
             return value, 0.0, 0.0
@@ -183,16 +182,11 @@ def fit(
     """
     axis = axis_of(x, log=True)
     table = table_of(scores, rungs=len(axis), what="scores")
-    return _fitted(x, table, arm=arm, form=LINE if len(axis) < FEWEST_RUNGS else POWER, words=words)
-
-
-def _fitted(x: Sequence[float], table: Array, *, arm: str, form: Form, words: Words | None) -> Curve:
-    axis = np.log(np.asarray(x, dtype=float))
     rungs, n = table.shape
     means = table.mean(axis=1)
-    first, last = (curves(axis, axis[i], line=form == LINE) for i in (0, -1))
+    first, last = (curves(axis, axis[i]) for i in (0, -1))
     misfits = last.misfits(means)
-    best = int(misfits.argmin())
+    best = _best(misfits, rungs=rungs)
     exponent = float(last.exponents[best])
     own, shared = _noise(table)
     low, high = _exponent_interval(last, misfits, own, rungs=rungs, n=n)
@@ -202,7 +196,6 @@ def _fitted(x: Sequence[float], table: Array, *, arm: str, form: Form, words: Wo
         level = float(level_weights(axis, exponent) @ ends)
     return Curve(
         arm=arm,
-        form=form,
         x=tuple(map(float, x)),
         mean=tuple(map(float, means)),
         n=n,
@@ -212,7 +205,7 @@ def _fitted(x: Sequence[float], table: Array, *, arm: str, form: Form, words: Wo
         level=level,
         sd_own=own,
         sd_shared=shared,
-        lack_of_fit_p=_lack_of_fit(float(misfits[best]), own, rungs=rungs, n=n, parameters=2 if form == LINE else 3),
+        lack_of_fit_p=_lack_of_fit(float(misfits[best]), own, rungs=rungs, n=n, bounded=exponent in GRID[[0, -1]]),
         words=words or Words(),
     )
 
@@ -222,7 +215,8 @@ def validated(
 ) -> Validation:
     """Fit without the largest rung, predict it, and say whether what was measured lies inside.
 
-    The form is the one that the whole ladder is fitted with: it is on trial, not a simpler one.
+    The form on trial is that of the whole ladder. Two rungs below leave its exponent open: the interval then holds
+    every exponent's prediction, and the predicted value is the straight line's.
 
     Raises:
         ConfigError: fewer than three rungs; otherwise see `harness.ladder.rungs`.
@@ -233,17 +227,19 @@ def validated(
             f"{len(axis)} rungs", rule="holding the largest out leaves too few for a line", remedy="run one more rung"
         )
     table = table_of(scores, rungs=len(axis), what="scores")
-    form: Form = LINE if len(axis) < FEWEST_RUNGS else POWER
-    curve = _fitted(x[:-1], table[:-1], arm=arm, form=form, words=words)
+    curve = fit(x[:-1], table[:-1], arm=arm, words=words)
     # The held-out mean is over the same seeds: what they carry along the ladder is in both and cancels.
     value, below, above = curve._profile(float(x[-1]), measured=True)
     measured = float(table[-1].mean())
     known = curve.sd_own is not None
     low, high = (value - below, value + above) if known else (None, None)
     inside = low <= measured <= high if low is not None and high is not None else None
-    return Validation(
-        arm, curve.form, len(axis) - 1, float(x[-1]), value, low, high, measured, inside, words or Words()
-    )  # fmt: skip
+    return Validation(arm, len(axis) - 1, float(x[-1]), value, low, high, measured, inside, words or Words())
+
+
+def _best(misfits: Array, *, rungs: int) -> int:
+    """Which exponent fits best; two rungs fit all alike, and rounding shall not choose."""
+    return 0 if rungs == 2 else int(misfits.argmin())
 
 
 def _t_own(rungs: int, n: int) -> float:
@@ -267,15 +263,19 @@ def _noise(table: Array) -> tuple[float | None, float | None]:
 def _exponent_interval(
     family: Exponents, misfits: Array, own: float | None, *, rungs: int, n: int
 ) -> tuple[float | None, float | None]:
-    if own is None or len(family.exponents) == 1:
+    if own is None:
         return None, None
     kept = family.exponents[misfits - misfits.min() <= own**2 / n * _t_own(rungs, n) ** 2]
     return float(kept.min()), float(kept.max())
 
 
-def _lack_of_fit(misfit: float, own: float | None, *, rungs: int, n: int, parameters: int) -> float | None:
-    """F-test of the rungs' misfit against the seeds' noise; None where the parameters leave no misfit."""
-    if not own or rungs <= parameters:
+def _lack_of_fit(misfit: float, own: float | None, *, rungs: int, n: int, bounded: bool) -> float | None:
+    """F-test of the rungs' misfit against the seeds' noise; None where the parameters leave no misfit.
+
+    An exponent held at a bound is no free parameter: given that it is there, the residuals have one freedom more
+    (Silvapulle and Sen 2005, chapter 3).
+    """
+    free = rungs - (2 if bounded else 3)
+    if not own or free < 1:
         return None
-    free = rungs - parameters
     return float(stats.f.sf(n * misfit / free / own**2, free, (rungs - 1) * (n - 1)))

@@ -146,12 +146,51 @@ def test_rungs_that_contradict_the_curve_are_named_and_nothing_is_recommended() 
     found = answer(scores)
     assert found.contradicted == ("kd",)
     assert found.sentence().startswith(
-        "cannot tell yet at 128 PFLOP: the rungs of kd contradict the form of the curve; if it held"
+        "cannot tell yet at 128 PFLOP: the rungs of kd contradict the form of the curve, a power law; if it held"
     )
     told = found.as_json()
     assert told["recommendation"] is None
     assert told["best_if_form_holds"] == found.recommendation
     assert not any("worth it" in sentence for sentence in found.sentences())
+
+
+def falling(exponents: tuple[float, ...], *, rungs: int, seed: int) -> Pilot:
+    """Arms whose losses fall along power laws, at doubling budgets from 1."""
+    rng = np.random.default_rng(seed)
+    means = [4 + 2 * (2.0 ** np.arange(rungs)) ** -exponent for exponent in exponents]
+    return {f"arm{i}": mean[:, None] + 0.02 * rng.normal(size=(rungs, 3)) for i, mean in enumerate(means)}
+
+
+def test_three_rungs_on_power_laws_get_a_recommendation() -> None:
+    """The line that three rungs are far from made no figure: only the power law, that did, is on trial."""
+    for seed in range(20):
+        found = decide([1, 2, 4], falling((0.5, 1.0), rungs=3, seed=seed), budget=64, higher_is_better=False)
+        assert found.contradicted == ()
+        assert found.as_json()["recommendation"] == found.recommendation
+
+
+def test_three_rungs_at_the_end_of_a_plateau_are_refused() -> None:
+    """Flat, then falling faster, as no power law does: the second arm's rungs of the recorded pilot on two cores."""
+    noise = np.array([[0.008], [0.018], [0.016]]) * [-1.0, 0.0, 1.0]
+    scores = {
+        "no_kd": falling((0.3,), rungs=3, seed=0)["arm0"],
+        "tinybert": np.array([[6.645], [6.599], [6.133]]) + noise,
+    }
+    found = decide([0.428, 0.857, 1.71], scores, budget=42, higher_is_better=False)
+    assert found.contradicted == ("tinybert",)
+    assert "contradict the form of the curve, a power law" in found.sentence()
+
+
+@pytest.mark.parametrize("rungs", [3, 4])
+def test_a_form_that_holds_is_refuted_for_any_of_many_arms_in_5_per_cent(rungs: int) -> None:
+    """Straight lines, the form's edge, where it is refuted most easily; ten arms in 200 pilots."""
+    rng = np.random.default_rng(rungs)
+    refuted = 0
+    for _ in range(200):
+        table = 5 - 0.3 * np.arange(rungs)[:, None] + 0.02 * rng.normal(size=(10, rungs, 3))
+        arms = [f"arm{i}" for i in range(10)]
+        refuted += bool(decision._contradicted(2.0 ** np.arange(rungs), arms, table))
+    assert refuted <= 17, "of 200: a right form is refuted in more than 17 once in a hundred such tests"
 
 
 def test_the_answer_is_json_with_its_sentences() -> None:

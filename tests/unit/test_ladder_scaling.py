@@ -59,11 +59,28 @@ def test_points_on_a_line_in_the_logarithm_are_that_line_at_any_distance() -> No
     assert curve.value(1e6) == pytest.approx(5 - 0.3 * math.log(1e6))
 
 
-def test_fewer_than_four_rungs_are_a_straight_line_and_say_so() -> None:
+def test_three_rungs_of_a_power_law_give_it_back_and_leave_no_misfit_to_judge_it_by() -> None:
     curve = fit([1, 2, 4], power(RUNGS[:3], 1.0)[:, None] + [[-0.01, 0.01]], arm="a")
-    assert curve.form == "straight line in log budget"
-    assert "as 3 rungs allow no more" in curve.sentence()
-    assert curve.exponent_low is None
+    assert curve.form == "power law"
+    assert curve.exponent == pytest.approx(1.0)
+    assert (curve.lack_of_fit_p, curve.misfits) == (None, False)
+
+
+@pytest.mark.parametrize("scores", [[3.0, 2.99, 2.5], [3.0, 2.5, 2.8]])
+def test_three_rungs_that_bend_as_no_power_law_does_contradict_it(scores: list[float]) -> None:
+    """Falling faster and faster, or turning back: the exponent is held at 0 or at 2, and what is left is a misfit."""
+    noise = 0.01 * np.random.default_rng(0).normal(size=(3, 3))
+    assert fit([1, 2, 4], np.array(scores)[:, None] + noise, arm="a").misfits
+
+
+def test_two_rungs_fit_every_exponent_and_say_so() -> None:
+    curve = fit([1, 2], np.array([[3.0, 3.01], [2.5, 2.52]]), arm="a")
+    assert (curve.exponent, curve.exponent_low, curve.exponent_high) == (0.0, 0.0, 2.0)
+    assert curve.lack_of_fit_p is None
+    assert "one of many curves through two rungs" in curve.sentence()
+    held = validated([1, 2, 4], np.array([[3.0, 3.01], [2.5, 2.52], [2.3, 2.31]]), arm="a")
+    assert held.sentence().startswith("a, 2 smaller rungs (power law of any exponent from 0 to 2), predicts 2.0")
+    assert held.inside, "between the straight line, 2.02, and the flattest of its curves, 2.39"
 
 
 @given(tables, st.sampled_from([1e-3, 1e15]))
