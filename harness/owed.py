@@ -115,12 +115,24 @@ def upfront(study: StudySpec, teacher: TeacherInfo | None, *, tuning: Sequence[s
                 )
     for quantity in map(parse_quantity, tuning):
         charges.append(_charge(Account.TUNING, quantity.amount, quantity.unit))
-    if Account.TUNING in study.charged and not any(c.account is Account.TUNING and c.unit is unit for c in charges):
+    if Account.TUNING in study.charged:
+        charged_tuning(tuning, unit, arm=arm)
+    return charges
+
+
+def charged_tuning(tuning: Sequence[str], unit: Unit, *, arm: str) -> float:
+    """What of these costs is in the budget's unit.
+
+    Raises:
+        ConfigError: none is.
+    """
+    found = next((float(each.amount) for each in map(parse_quantity, tuning) if each.unit is unit), None)
+    if found is None:
         raise ConfigError(
             f"arm {arm}: TUNING is charged", rule=f"it does not say what its tuning cost in {unit}s",
             remedy=f'set arms.{arm}.tuning, a quantity such as "3e14 flop", or do not charge it',
         )  # fmt: skip
-    return charges
+    return found
 
 
 def units_of(study: StudySpec) -> list[Unit]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from harness.objectives.base import StepSize
     from harness.objectives.composition import Plan
 
+# What an arm may owe before its first step, in words.
+OWED = {Account.TEACHER_TRAINING: "the teacher's training", Account.TUNING: "the arm's tuning"}
+
 
 @dataclass
 class ArmSetting:
@@ -252,7 +255,8 @@ class Setting:
         owed = setting.upfront()
         self._check_teachers_hardware(setting)
         if study.limit.unit.deterministic and not ledger.affords([*owed, *first]):
-            debt = f" after {ledger.price(owed):.4g} for the teacher's training" if ledger.price(owed) else ""
+            debts = [f"{ledger.price([each]):.4g} for {OWED[each.account]}" for each in owed if ledger.price([each])]
+            debt = f" after {' and '.join(debts)}" if debts else ""
             raise ConfigError(
                 f"budget {study.limit.limit} {study.limit.unit} for arm {arm.name}",
                 rule=f"one step costs {ledger.price(first)} {study.limit.unit}{debt}",

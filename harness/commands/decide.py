@@ -68,9 +68,9 @@ def prepare_pilot(options: argparse.Namespace) -> tuple[Pilot, Sweep]:
     """The pilot and its sweep, with teachers priced where students share them; nothing is spent.
 
     Raises:
-        ConfigError: no study, one seed, one arm, a share outside (0, 1), or a teacher whose price nobody knows.
+        ConfigError: no study, one seed, one arm, a share outside (0, 1), or a teacher or a charged tuning whose price nobody knows.
     """
-    from harness.budget import Budget
+    from harness.budget import Account, Budget
     from harness.models.teacher import SHIPPED
     from harness.study.keys import assign
     from harness.study.reading import SWEEP, apply, read
@@ -108,12 +108,14 @@ def prepare_pilot(options: argparse.Namespace) -> tuple[Pilot, Sweep]:
     rungs = rungs_of(purse, share, trials=trials, rungs=options.rungs)
     teachers = _teachers(study, options) if options.students else {}
     sweep = expand(tree_of(tree, purse, rungs), where=options.study, arms=arms)
-    pilot = Pilot(purse, share, options.students, rungs, trials, teachers)
+    charged = (tree.get("accounting") or {}).get("charged") or []
+    tuning = _tuning(study) if Account.TUNING.value in charged else {}
+    pilot = Pilot(purse, share, options.students, rungs, trials, teachers, tuning)
     for arm, left in pilot.left().items():
         if left <= pilot.rungs[-1]:
             raise ConfigError(
-                f"arm {arm}", rule=f"its part of its teacher leaves its student less than the pilot's largest rung "
-                f"({left:.3g} of {pilot.rest:.3g} {purse.unit})",
+                f"arm {arm}", rule=f"what it owes for its teacher and its tuning leaves its student less than the "
+                f"pilot's largest rung ({left:.3g} of {pilot.rest:.3g} {purse.unit})",
                 remedy="share the teacher among more students, or give a larger budget",
             )  # fmt: skip
     return pilot, sweep
@@ -157,6 +159,13 @@ def _teachers(study: StudySpec, options: argparse.Namespace) -> dict[str, float]
     return found
 
 
+def _tuning(study: StudySpec) -> dict[str, float]:
+    """{arm: what finding its settings cost in the budget's unit}."""
+    from harness.owed import charged_tuning
+
+    return {arm.name: charged_tuning(arm.tuning_cost, study.limit.unit, arm=arm.name) for arm in study.arms}
+
+
 def show_decision(root: Path, pilot: Pilot, *, as_json: bool) -> None:
     """Decide from what the pilot measured, print the answer, and keep it as decision.json; the pilot's report begins with it."""
     from harness.report.files import write_text
@@ -168,13 +177,13 @@ def show_decision(root: Path, pilot: Pilot, *, as_json: bool) -> None:
     decision, tried = recommend(gather(root), pilot)
     answer: dict[str, Any] = {
         "format": FORMAT, "pilot": pilot.as_json(), "decision": decision.as_json(),
-        "validation": [each.as_json() for each in tried],
+        "taken": pilot.taken(), "validation": [each.as_json() for each in tried],
     }  # fmt: skip
     write_text(root / FILE, json.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     build(root)
     if as_json:
         print_json(answer)
         return
-    lines = [*decision.sentences(), *(each.sentence() for each in tried)]
+    lines = [*decision.sentences(), *pilot.taken(), *(each.sentence() for each in tried)]
     print("\n" + lines[0] + "\n\n" + "\n".join(f"- {line}" for line in lines[1:]))
     print(f"\nanswer: {root / FILE}\nreport: {root / 'report.html'}")

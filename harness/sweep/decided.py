@@ -41,7 +41,10 @@ def read(root: Path, *, arms: dict[str, int]) -> Told | None:
         _begin(headline),
         _begin(reason),
         told + [f"Do not take it for certain: {text}." for text in missed],
-        [_outlooks(found, words, arms), _further(found, words)],
+        [
+            _outlooks(found, words, arms, paid=mapping(answer).get("taken") or []),
+            _further(found, words),
+        ],
     )
 
 
@@ -55,7 +58,7 @@ def _wrong(found: Json, words: Words) -> str:
     return f"If another arm is better, then by {words.size(found['regret_if_wrong'])} on average."
 
 
-def _outlooks(found: Json, words: Words, arms: dict[str, int]) -> Table:
+def _outlooks(found: Json, words: Words, arms: dict[str, int], *, paid: list[str]) -> Table:
     """Every arm at the full budget."""
     chosen = found["recommendation"]
     rows = [
@@ -83,6 +86,8 @@ def _outlooks(found: Json, words: Words, arms: dict[str, int]) -> Table:
         f"{f'; extrapolated {far:,.3g} times beyond' if far > 1 else ''}. Below the expected score: 95 % of what is possible for the arm's mean "
         "over all seeds. Every figure takes the curve's form for granted."
     ]
+    if paid:
+        notes.append(f"Paid before the first step: {'; '.join(paid)}.")
     if found["contradicted"]:
         notes.append(
             f"The form is contradicted by {', '.join(found['contradicted'])}: these figures recommend nothing."

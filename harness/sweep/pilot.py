@@ -1,8 +1,9 @@
 """A pilot: a small ladder of budgets bought with a share of a purse, and what it recommends for the rest of it.
 
 The rungs double; every arm runs every seed on every rung, and all of it together costs the share at most. Pilots pay
-no teacher: its training is sunk while one looks. It counts when the rest is spent: of k students each pays a k-th of
-its own teacher's training, and its student gets what is then left.
+for no teacher and no search of settings: both are sunk while one looks. They count when the rest is spent: of k
+students each pays a k-th of its own teacher's training, an arm whose tuning is charged pays that once, and its student
+gets what is then left.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ FILE = "pilot.json"
 RUNGS = 4
 # The lowest of so many is a thousandth of the highest.
 MOST_RUNGS = 11
+# What a pilot does not pay.
+SUNK = (Account.TEACHER_TRAINING.value, Account.TUNING.value)
 # Three figures say where a rung lies; more would only make names longer.
 _FIGURES = 3
 
@@ -38,6 +41,7 @@ class Pilot:
     """`purse` is what there is in all, `share` of it is for the pilot; budgets and costs in the purse's unit.
 
     teachers: {arm: what its teacher's training cost}, empty where teachers are free; students: how many share that.
+    tuning: {arm: what finding its settings cost}, empty where the study does not charge it.
     """
 
     purse: Budget
@@ -46,6 +50,7 @@ class Pilot:
     rungs: tuple[float, ...]
     trials: int
     teachers: dict[str, float]
+    tuning: dict[str, float] = field(default_factory=dict)
 
     @property
     def cost(self) -> float:
@@ -58,29 +63,47 @@ class Pilot:
         return self.purse.limit - self.cost
 
     def left(self) -> dict[str, float]:
-        """{arm: what is left for its student once its part of its teacher is paid}."""
-        return {arm: self.rest - cost / (self.students or math.inf) for arm, cost in self.teachers.items()}
+        """{arm: what is left for its student once its part of its teacher and its tuning are paid}, of arms that pay any."""
+        return {
+            arm: self.rest - self._teacher(arm) - self.tuning.get(arm, 0.0)
+            for arm in dict.fromkeys((*self.teachers, *self.tuning))
+        }
+
+    def _teacher(self, arm: str) -> float:
+        return self.teachers.get(arm, 0.0) / (self.students or math.inf)
+
+    def taken(self) -> list[str]:
+        """What every arm pays out of the rest before its student's first step."""
+        told: list[str] = []
+        for arm in self.left():
+            if arm in self.teachers:
+                paid = format_amount(self._teacher(arm), self.purse.unit)
+                told.append(
+                    f"{arm}: {paid} of what the pilot leaves for its teacher, {self.students} students sharing it"
+                )
+            if arm in self.tuning:
+                told.append(
+                    f"{arm}: {format_amount(self.tuning[arm], self.purse.unit)} of what the pilot leaves for its tuning, paid once"
+                )
+        return told
 
     def as_json(self) -> dict[str, Any]:
         return {
             "purse": self.purse.limit, "unit": self.purse.unit.value, "share": self.share, "students": self.students,
-            "rungs": list(self.rungs), "trials": self.trials, "teachers": self.teachers, "cost": self.cost,
-            "rest": self.rest, "left": self.left(),
+            "rungs": list(self.rungs), "trials": self.trials, "teachers": self.teachers, "tuning": self.tuning,
+            "cost": self.cost, "rest": self.rest, "left": self.left(),
         }  # fmt: skip
 
     def lines(self) -> list[str]:
         """What the pilot will buy, for a terminal."""
         unit = self.purse.unit
         amounts = ", ".join(format_amount(rung, unit) for rung in self.rungs)
-        said = [
+        return [
             f"pilot: {self.trials} trials at each of {amounts}; {format_amount(self.cost, unit)} in all, "
             f"{self.cost / self.purse.limit:.1%} of {self.purse}",
             f"left for the student that is recommended: {format_amount(self.rest, unit)}",
+            *self.taken(),
         ]
-        for arm, amount in self.left().items():
-            paid = format_amount(self.rest - amount, unit)
-            said.append(f"{arm}: {paid} of that for its teacher, {self.students} students sharing it")
-        return said
 
 
 def rungs_of(purse: Budget, share: float, *, trials: int, rungs: int = RUNGS) -> tuple[float, ...]:
@@ -111,7 +134,7 @@ def rungs_of(purse: Budget, share: float, *, trials: int, rungs: int = RUNGS) ->
 
 
 def tree_of(tree: Mapping[str, Any], purse: Budget, rungs: Sequence[float]) -> dict[str, Any]:
-    """The sweep that runs a study at these rungs, teachers free."""
+    """The sweep that runs a study at these rungs, teachers and tuning free."""
     own = copy.deepcopy(dict(tree))
     own |= {
         "name": f"{own.get('name', 'study')}-pilot",
@@ -120,7 +143,7 @@ def tree_of(tree: Mapping[str, Any], purse: Budget, rungs: Sequence[float]) -> d
     own.pop("controls", None)
     accounting = {k: v for k, v in (own.get("accounting") or {}).items() if k != "teacher_training"}
     if "charged" in accounting:
-        accounting["charged"] = [a for a in accounting["charged"] if a != Account.TEACHER_TRAINING.value]
+        accounting["charged"] = [a for a in accounting["charged"] if a not in SUNK]
     if accounting:
         own["accounting"] = accounting
     else:

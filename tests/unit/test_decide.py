@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import cli
-from harness.budget import Budget
+from harness.budget import Account, Budget
 from harness.chaos.tiny import TinyStudy, write_teacher
 from harness.commands.decide import share_of
 from harness.errors import ConfigError
@@ -78,9 +78,50 @@ def test_shares_are_read_as_per_cent_or_as_a_number() -> None:
 def test_k_students_pay_a_kth_of_their_own_teacher_each_out_of_what_the_pilot_left() -> None:
     pilot = Pilot(Budget.parse("1e6 tokens"), 0.1, 4, (10_000.0, 15_000.0), 4, {"kd": 200_000.0})
     assert (pilot.cost, pilot.rest, pilot.left()) == (100_000, 900_000, {"kd": 850_000})
-    assert "kd: 50 k tokens of that for its teacher, 4 students sharing it" in pilot.lines()
+    assert "kd: 50 k tokens of what the pilot leaves for its teacher, 4 students sharing it" in pilot.lines()
     free = Pilot(Budget.parse("1e6 tokens"), 0.1, None, (10_000.0, 15_000.0), 4, {})
     assert free.left() == {}
+
+
+def test_an_arm_whose_tuning_is_charged_pays_it_once_out_of_what_the_pilot_left() -> None:
+    pilot = Pilot(
+        Budget.parse("1e6 tokens"), 0.1, 4, (10_000.0, 15_000.0), 4, {"kd": 200_000.0}, {"no_kd": 5e3, "kd": 6e3}
+    )
+    assert pilot.left() == {"kd": 844_000, "no_kd": 895_000}
+    assert "kd: 6 k tokens of what the pilot leaves for its tuning, paid once" in pilot.lines()
+    assert "no_kd: 5 k tokens of what the pilot leaves for its tuning, paid once" in pilot.lines()
+
+
+def test_a_tuned_studys_pilot_pays_for_no_search_and_its_answer_does(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What finding the rates cost is larger than any rung, and is told and taken once, from what the pilot left."""
+    charged = ["STUDENT_STEP", "TEACHER_FORWARD", "OBJECTIVE", "TUNING"]
+    arms = [{**arm, "tuning": {"cost": ["3.6e12 flop"], "trials": 3}} for arm in ARMS]
+    file = study(tiny, tmp_path, arms=arms, accounting={"charged": charged})
+    flags = ["decide", "--study", file, "--budget", "40 Tflop", "--pilot", "10%", "--plan", "--json", "--on", "1xh200"]
+    assert cli.main(flags) == 0
+    pilot = json.loads(capsys.readouterr().out)["pilot"]
+    assert max(pilot["rungs"]) < 3.6e12
+    assert pilot["tuning"] == {"no_kd": 3.6e12, "kd": 3.6e12}
+    assert pilot["left"] == dict.fromkeys(("no_kd", "kd"), pilot["rest"] - 3.6e12)
+    (point, *_) = expand(
+        tree_of(json.loads(Path(file).read_text()), Budget.parse("40 Tflop"), (1e9, 2e9)), where="x"
+    ).points
+    assert Account.TUNING not in point.study({}).charged
+    assert cli.main([*flags, "--set", "accounting.charged=[STUDENT_STEP]"]) == 0
+    assert json.loads(capsys.readouterr().out)["pilot"]["left"] == {}, "tuning that is reported alone is not paid"
+    assert cli.main([*flags[:4], "40 gpu-hours", *flags[5:]]) == 2
+    assert "it does not say what its tuning cost in gpu-seconds" in capsys.readouterr().err
+
+
+def test_a_budget_that_its_tuning_uses_up_is_refused_by_that_name(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = [{**arm, "tuning": "3.6e12 flop"} for arm in ARMS]
+    file = study(tiny, tmp_path, arms=arms, accounting={"charged": ["STUDENT_STEP", "TUNING"]}, budget="1 Tflop")
+    assert cli.main(["run", "--study", file, "--out", str(tmp_path / "out")]) == 2
+    assert "after 3.6e+12 for the arm's tuning;" in capsys.readouterr().err
 
 
 def test_the_pilots_studies_differ_from_the_study_in_budget_and_sunk_teachers_alone(tiny: TinyStudy) -> None:
@@ -202,6 +243,18 @@ def test_a_decision_that_recommends_nothing_is_told_as_that(tmp_path: Path) -> N
     assert any("recommend nothing" in note for note in outlooks.notes)
     assert further.rows == further.records == []
     assert any("outside" in text for text in told.words)
+
+
+def test_what_an_arm_paid_before_its_first_step_stands_below_its_outlook(tmp_path: Path) -> None:
+    answer = decided_in(tmp_path, {"no_kd": 0.3, "kd": 0.35}, noise=0.02)
+    paid = Pilot(Budget.parse("1e14 flop"), 0.1, None, (1e12,), 4, {}, {"kd": 3.6e12}).taken()
+    (tmp_path / decided.FILE).write_text(json.dumps({**answer, "taken": paid}), encoding="utf-8")
+    told = decided.read(tmp_path, arms={})
+    assert told is not None
+    assert (
+        "Paid before the first step: kd: 3.6 TFLOP of what the pilot leaves for its tuning, paid once."
+        in told.tables[0].notes
+    )
 
 
 def test_without_a_decision_a_sweep_has_no_such_section(tmp_path: Path) -> None:
