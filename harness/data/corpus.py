@@ -157,7 +157,8 @@ def prepare(data: DataSpec, *, vocab_limit: int | None = None, tell: Tell | None
         tell: hears a line when a source has to be built, and every few seconds while it is.
 
     Raises:
-        DataError: anything about source, tokenizer or cache that cannot be used (exit code 3).
+        DataError: anything about source, tokenizer or cache that cannot be used, or a source with less train text than
+            its share of `data.limit_tokens` (exit code 3).
     """
     tokenizer, fingerprint = load_tokenizer(data.tokenizer)
     special, size = special_ids(tokenizer), vocabulary_size(tokenizer)
@@ -292,7 +293,15 @@ def _open_part(folder: Path, source: SourceSpec, data: DataSpec, vocab_size: int
     blocks[WHOLE_TRAIN] = blocks["train"]
     if data.limit_tokens is not None:
         # A prefix of one fixed permutation, so that a larger limit contains the smaller, block for block.
-        wanted = max(1, int(data.limit_tokens * share) // data.block_length)
+        limit, there = int(data.limit_tokens * share), blocks["train"].size
+        if limit > there:
+            of = "it" if share == 1 else f"{limit:,} of it"
+            raise DataError(
+                f"data.limit_tokens {data.limit_tokens:,}",
+                rule=f"{source.label} is to fill {of}, and its train text has {there:,} tokens",
+                remedy="lower the limit, or give more text",
+            )
+        wanted = max(1, limit // data.block_length)
         order = permutation(len(blocks["train"]), key=(text_word("limit_tokens"),))
         blocks["train"] = blocks["train"][np.sort(order[:wanted])]
     return Part(source.label, source.weight, folder, manifest, blocks)

@@ -141,7 +141,13 @@ def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | Non
             if limit is not None:
                 notes.append(f"epochs assume that {source.label} fills its share of data.limit_tokens")
             continue
-        train[source.label] = min(found["train"]["blocks"], limit or found["train"]["blocks"])
+        there = found["train"]["blocks"]
+        train[source.label] = there if limit is None else min(there, limit)
+        if limit is not None and limit > there:
+            notes.append(
+                f"{source.label} had {there * data.block_length:,} tokens of train text when its corpus was last built here, "
+                f"and is to fill {limit * data.block_length:,} of data.limit_tokens: a run would refuse that"
+            )
         held = {
             s: None if have is None else have + found["train" if s == WHOLE_TRAIN else s]["blocks"]
             for s, have in held.items()

@@ -119,14 +119,25 @@ def test_fingerprint_is_of_contents_not_of_places(source: Path, tmp_path: Path) 
 
 
 @settings(max_examples=20, deadline=None)
-@given(limits=st.lists(st.integers(1, 6000), min_size=2, max_size=2).map(sorted))
-def test_a_larger_limit_contains_the_smaller(nested_source: Path, limits: list[int]) -> None:
+@given(shares=st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted))
+def test_a_larger_limit_contains_the_smaller(nested_source: Path, shares: list[float]) -> None:
+    whole = prepare(spec(nested_source)).tokens("train")
+    limits = [max(1, round(share * whole)) for share in shares]
     small, large = (prepare(spec(nested_source, limit_tokens=n)) for n in limits)
     rows = [{row.tobytes() for row in c.blocks("train")} for c in (small, large)]
     assert rows[0] <= rows[1]
-    whole = prepare(spec(nested_source)).tokens("train")
     for corpus, limit in zip((small, large), limits, strict=True):
-        assert corpus.tokens("train") == min(whole, max(32, limit // 32 * 32))
+        assert corpus.tokens("train") == max(32, limit // 32 * 32)
+
+
+def test_a_limit_above_what_there_is_is_refused_with_both_figures(source: Path, nested_source: Path) -> None:
+    """A point of a sweep stands at its limit: less text than that would be another point."""
+    whole = prepare(spec(nested_source)).tokens("train")
+    assert prepare(spec(nested_source, limit_tokens=whole)).tokens("train") == whole
+    with pytest.raises(DataError, match=rf"limit_tokens {whole + 1:,}: nested is to fill it, .* has {whole:,} tokens"):
+        prepare(spec(nested_source, limit_tokens=whole + 1))
+    with pytest.raises(DataError, match=rf"nested is to fill {whole + 1:,} of it, .* has {whole:,} tokens"):
+        prepare(spec(nested_source, source, limit_tokens=2 * whole + 2))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness import cli
 from harness.ds_config import default
-from harness.errors import ConfigError
+from harness.errors import ConfigError, DataError
 from harness.plan import evaluation
 from harness.plan.bill import Terms, bill
 from harness.plan.estimate import estimate
@@ -203,6 +203,19 @@ def test_a_limit_on_tokens_tells_epochs_where_the_text_is_not_here() -> None:
     table = planned(sketch(study, default(bf16=True), world=8, tell=silent), "8xh200")
     for arm in table["arms"]:
         assert arm["epochs"] == pytest.approx(arm["tokens"] / 1e9, rel=1e-3)
+
+
+def test_a_limit_above_the_text_is_refused_by_a_plan_or_told_where_the_text_is_not_here(
+    tiny: TinyStudy, tmp_path: Path
+) -> None:
+    tree = tiny.tree(data={**tiny.tree()["data"], "limit_tokens": 10**9})
+    with pytest.raises(DataError, match=r"limit_tokens 1,000,000,000: .* its train text has [\d,]+ tokens"):
+        sketch(validate(tree, where="tiny"), default(bf16=False), world=1, tell=silent)
+    tree["teacher"] = {"path": "google-bert/bert-base-uncased", "trained_on": "unknown"}
+    tree["arms"] = [{"name": "no_kd", "objective": "mlm"}]
+    found = sketch(validate(tree, where="tiny"), default(bf16=False), world=1, tell=silent)
+    assert not found.complete
+    assert any("a run would refuse that" in note for note in found.notes)
 
 
 def test_an_unbuilt_corpus_is_not_built_by_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
