@@ -73,12 +73,17 @@ def parse_kinds(text: str | None) -> frozenset[str]:
 @cache
 def source_hash() -> str:
     """SHA-256 over the program files a training step passes through (16 hex digits), dirty tree or wheel alike."""
-    root = Path(__file__).parent
+    return hash_of(Path(__file__).parent)
+
+
+def hash_of(root: Path) -> str:
+    """`source_hash` of the package in this folder."""
+    # In a checkout kernels/ is a link, which the first walk does not enter; in a wheel it is a folder, which both walks see.
+    found = {p.relative_to(root).as_posix(): p for folder in (root, root / "kernels") for p in folder.rglob("*.py")}
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")) + sorted((root / "kernels").rglob("*.py")):
-        name = path.relative_to(root)
-        if not name.parts[0].startswith(_NO_PART_IN_TRAINING):
-            digest.update(f"{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    for name, path in sorted(found.items()):
+        if not name.startswith(_NO_PART_IN_TRAINING):
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +61,43 @@ def test_a_difference_is_refused_by_name_unless_its_kind_is_allowed(kind: str, f
 
 def test_another_commit_of_the_same_files_is_the_same_code() -> None:
     assert identity.differences(THEN, changed("code", commit="c9")) == []
+
+
+def test_a_tree_whose_kernels_are_a_link_and_one_whose_are_a_folder_are_the_same_code(
+    root: Path, tmp_path: Path
+) -> None:
+    """A checkout and the wheel made of it: a run begun from one goes on from the other."""
+    ignore = shutil.ignore_patterns("__pycache__", "assets")
+    linked, copied = tmp_path / "checkout" / "harness", tmp_path / "wheel" / "harness"
+    shutil.copytree(root / "harness", linked, symlinks=True, ignore=ignore)
+    shutil.copytree(root / "kernels", linked.parent / "kernels", ignore=ignore)
+    shutil.copytree(root / "harness", copied, symlinks=False, ignore=ignore)
+    assert (linked / "kernels").is_symlink()
+    assert not (copied / "kernels").is_symlink()
+    assert identity.hash_of(linked) == identity.hash_of(copied) == identity.source_hash()
+    kernel = next(path for path in sorted((copied / "kernels").rglob("*.py")))
+    kernel.write_text(kernel.read_text() + "\n")
+    assert identity.hash_of(copied) != identity.source_hash(), "what trains is hashed, kernels too"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_is_the_code_of_its_checkout(root: Path, tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "build", "records")
+    shutil.copytree(root, tmp_path / "source", symlinks=True, ignore=ignore)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    made = subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tmp_path / "source"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    place = tmp_path / "installed"
+    subprocess.run([*pip, "install", "--no-deps", "--target", place, wheel], check=True, capture_output=True)
+    said = subprocess.run(
+        [sys.executable, "-c", "from harness import identity; print(identity.__file__, identity.source_hash())"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(place)}, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert said == [str(place / "harness" / "identity.py"), identity.source_hash()]
 
 
 def test_what_follows_from_the_number_of_ranks_needs_no_permission_of_its_own() -> None:
