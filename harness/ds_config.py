@@ -27,6 +27,8 @@ ENGINE_KEYS = frozenset(
     " sparse_gradients tensorboard csv_monitor wandb flops_profiler memory_breakdown aio compile disable_allgather"
     " zero_allow_untested_optimizer zero_force_ds_cpu_optimizer nebula checkpoint activation_checkpointing teacher".split()
 )
+# As DeepSpeed spells it.
+BFLOAT16 = ("torch.bfloat16", "bf16", "bfloat16", "bfloat")
 # "auto" never exceeds this many sequences a rank: enough to fill a GPU at T = 128, small enough to fit one.
 AUTO_MICRO_BATCH = 256
 
@@ -44,14 +46,9 @@ class DsConfig:
 
     @property
     def precision(self) -> str:
-        """fp32, bf16, fp16, or bf16-autocast / fp16-autocast (fp32 weights, half products)."""
-        for key in ("bf16", "fp16"):
-            if self.tree.get(key, {}).get("enabled"):
-                return key
-        cast = self.tree.get("torch_autocast", {})
-        if cast.get("enabled"):
-            return "fp16-autocast" if str(cast.get("dtype")) in ("float16", "fp16", "half") else "bf16-autocast"
-        return "fp32"
+        """fp32, bf16, fp16, or bf16-autocast (fp32 weights, bf16 products)."""
+        names = {"bf16": "bf16", "fp16": "fp16", "torch_autocast": "bf16-autocast"}
+        return next((name for key, name in names.items() if self.tree.get(key, {}).get("enabled")), "fp32")
 
     @property
     def activation_checkpointing(self) -> bool:
@@ -191,7 +188,29 @@ def read(path: str) -> DsConfig:
         raise ConfigError(
             f"{' and '.join(enabled)} in {path}", rule="one precision at a time", remedy="enable only one"
         )
+    _refuse_unsound_scaling(tree, stage, path)
     micro = tree.get("train_micro_batch_size_per_gpu", "auto")
     config = DsConfig(tree, path=path)
     config.micro_batch(sequences=micro if isinstance(micro, int) and micro > 0 else 1, world=1)  # checks its type
     return config
+
+
+def _refuse_unsound_scaling(tree: dict[str, Any], stage: int, path: str) -> None:
+    """Of float16, DeepSpeed (0.19.8) scales losses soundly only under ZeRO 1 to 3 and without autocast.
+
+    With float16 autocast its scalers skip updates that it reports as applied, and no checkpoint holds them. Without
+    ZeRO the fp16 optimizer divides gradients by a scale that the engine never multiplied the loss with.
+    """
+    cast = tree.get("torch_autocast", {})
+    if cast.get("enabled") and cast.get("dtype") not in BFLOAT16:
+        raise ConfigError(
+            f"torch_autocast.dtype = {cast.get('dtype')!r} in {path}",
+            rule='autocast is to "bfloat16": the skipped updates of float16 autocast cannot be seen, nor its scale resumed',
+            remedy="use fp16 (see ds_configs/zero1_fp16.json), or bf16 autocast",
+        )
+    if tree.get("fp16", {}).get("enabled") and stage == 0:
+        raise ConfigError(
+            f"fp16 with zero_optimization.stage = 0 in {path}",
+            rule="without ZeRO, DeepSpeed divides fp16 gradients by a loss scale that it has not multiplied with",
+            remedy="use stage 1 (see ds_configs/zero1_fp16.json), on one device too, or bf16",
+        )

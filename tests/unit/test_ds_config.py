@@ -44,11 +44,26 @@ def test_every_shipped_ds_config_is_valid(root: Path) -> None:
         ({"teacher": {"divided": True}}, "only ZeRO-3 does"),
         ({"teacher": {"shared": True}}, "only ZeRO-3 does"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "one precision"),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "'float16' in .*use fp16.*or bf16 autocast"),
+        ({"torch_autocast": {"enabled": True, "dtype": "torch.float16"}}, "skipped updates .* cannot be seen"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast.dtype = None"),  # on a GPU torch would take float16
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}, "zero_optimization": {"stage": 2}}, "bf16 autocast"),
+        ({"fp16": {"enabled": True}}, "fp16 with zero_optimization.stage = 0 in .*use stage 1"),
     ],
 )
 def test_a_bad_file_names_key_and_rule(tmp_path: Path, tree: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ds_config.read(write(tmp_path / "c.json", tree))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "bf16", "torch.bfloat16"])
+def test_every_spelling_of_bf16_autocast_is_taken_and_a_precision_that_is_off_never_matters(
+    tmp_path: Path, dtype: str
+) -> None:
+    tree = {"torch_autocast": {"enabled": True, "dtype": dtype}, "fp16": {"enabled": False}}
+    assert ds_config.read(write(tmp_path / "c.json", tree)).precision == "bf16-autocast"
+    off = {"torch_autocast": {"enabled": False, "dtype": "float16"}}
+    assert ds_config.read(write(tmp_path / "c.json", off)).precision == "fp32"
 
 
 def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
