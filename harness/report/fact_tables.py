@@ -80,22 +80,18 @@ def overrides(analysis: Analysis) -> Table:
     """What a resumed run was allowed to change, and did: a reader must know of every one."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
     records: list[Json] = []
-    for arm in analysis.arms:
-        for run in arm.runs:
-            listed = run.record.get("overrides")
-            for item in listed if isinstance(listed, list) else []:
-                if isinstance(item, dict):
-                    key = (
-                        _word(item.get("kind")),
-                        _word(item.get("key")),
-                        _word(item.get("was")),
-                        _word(item.get("now")),
-                    )
-                    found.setdefault(key, []).append(f"{arm.name}, seed {run.seed}")
-                    records.append({"arm": arm.name, "seed": run.seed, **item})
+    runs = [(arm.name, run) for arm in analysis.arms for run in arm.runs]
+    runs += [(f"{run.arm} at {mapping(run.control).get('of')}'s tokens", run) for run in analysis.source.controls]
+    for name, run in runs:
+        listed = run.record.get("overrides")
+        for item in listed if isinstance(listed, list) else []:
+            if isinstance(item, dict):
+                kind, key, was, now = (_word(item.get(part)) for part in ("kind", "key", "was", "now"))
+                found.setdefault((key, kind, was, now), []).append(f"{name}, seed {run.seed}")
+                records.append({"arm": name, "seed": run.seed, **item})
     rows = [
         [Cell(key), Cell(kind), Cell(was), Cell(now), Cell("; ".join(of))]
-        for (kind, key, was, now), of in found.items()
+        for (key, kind, was, now), of in found.items()
     ]
     columns = ["Fact", "Kind", "Was", "Became", "Runs"]
     notes = ["These differences were accepted with --allow when a run was resumed: it is not the uninterrupted run."]

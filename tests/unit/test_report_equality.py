@@ -201,7 +201,11 @@ def test_a_control_splits_the_difference_into_gain_and_price_and_is_no_contestan
         folder.rename(target)
         scores = {"readout.loss": 4.6 + 0.01 * seed}
         control = {"kind": "equal_tokens", "arm": of.name, "of": like.name}
-        edit_record(target, name=of.name, control=control, objective=objective, tokens=tokens[like.name], scores=scores)
+        overrides = [{"kind": "hardware", "key": "devices", "was": "an elder machine", "now": "H200"}]
+        edit_record(
+            target, name=of.name, control=control, objective=objective, tokens=tokens[like.name], scores=scores,
+            overrides=overrides if seed == 2 else [],
+        )  # fmt: skip
     (directory / "arms" / "tinybert").rmdir()
     report = build_report(directory)
     assert {run["name"] for run in report["arms"]} == {base.name, arm.name}
@@ -213,7 +217,12 @@ def test_a_control_splits_the_difference_into_gain_and_price_and_is_no_contestan
     assert split["tokens"] == tokens[like.name]
     # The gain compares with equal tokens: soft_targets (4.97) against 4.6, or 4.6 against no_kd (4.22).
     assert gain == pytest.approx(-0.36 if kind == "baseline" else -0.40, abs=0.08)
-    assert "Gain per token" in (directory / "report.md").read_text()
+    text = (directory / "report.md").read_text()
+    assert "Gain per token" in text
+    # A control that was trained on other hardware says so, like a contestant.
+    assert "an elder machine" in text
+    assert f"{of.name} at {like.name}'s tokens, seed 2" in text
+    assert f"{of.name} at {like.name}'s tokens, seed 1" not in text
 
 
 # -- what equal cost really was ----------------------------------------------------------------------

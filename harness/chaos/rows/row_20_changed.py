@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from harness.chaos.faults import Fault
 from harness.chaos.interrupted import copy_of, stopped
@@ -11,12 +12,21 @@ from harness.chaos.outcome import Outcome
 from harness.chaos.save_faults import other_code, other_hardware
 from harness.chaos.tiny import write_corpus
 from harness.chaos.trial_runs import brief_study, launch, record
+from harness.report import build_report
 
 NUMBER = 20
 FAULT = "resume with changed study, data, code, hardware or world size"
 PASSES_WHEN = "refused with the difference; an explicit override is recorded in the report"
 
 STEP = 6
+
+
+def untold(out: Path, overrides: list[dict[str, Any]]) -> list[str]:
+    """The overrides of this directory that its report keeps from the reader, of JSON or of Markdown."""
+    report = build_report(out)
+    listed = [override["key"] for run in report["arms"] for override in run.get("overrides", [])]
+    table = (out / "report.md").read_text(encoding="utf-8").partition("Overrides")[2].partition("\n#")[0]
+    return [key for override in overrides if (key := override["key"]) not in listed or key not in table]
 
 
 def run(seed: int, short: bool, folder: Path) -> Outcome:
@@ -52,5 +62,7 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
         kept = json.loads((copy / "identity.json").read_text(encoding="utf-8"))["overrides"]
         if any(codes) or kinds != {kind} or {override["kind"] for override in kept} != {kind}:
             wrong.append(f"{kind}: allowed, but {codes}, recorded {sorted(kinds)}: {allowed.output(0)[-300:]!r}")
-    saw = f"{played} kinds of change: refused with the difference, and recorded when allowed"
+        elif (played == 1 or not short) and (hidden := untold(copy, kept)):
+            wrong.append(f"{kind}: allowed and recorded, but the report does not name {hidden}")
+    saw = f"{played} kinds of change: refused with the difference, recorded when allowed, and told by the report"
     return Outcome(not wrong, "; ".join(wrong) or saw)
