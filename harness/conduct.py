@@ -208,8 +208,11 @@ class Conductor:
         # A control trains for the tokens of another arm, which may be more than its own budget buys.
         steps = -(-control.tokens // arm.size.tokens) if control else None
         if self.ranks.is_main:
-            if not self.resume and folder.exists() and not branch.is_branch(folder):
-                shutil.rmtree(folder)  # a trial that never saved a checkpoint and was not asked to resume
+            # What a trial left that never saved a checkpoint and was not asked to resume; or a control as it was
+            # defined before, whose work nothing can go on from.
+            anew = not self.resume and not branch.is_branch(folder)
+            if folder.exists() and (anew or (control and controls.superseded(control, self.directory.root))):
+                shutil.rmtree(folder)
             make_folder(folder)
 
         def note_shards(there: int) -> None:

@@ -79,4 +79,14 @@ def _tokens(root: Path, arm: str, seed: int) -> int | None:
 
 def finished(control: Control, root: Path) -> bool:
     """True when this very control has run."""
-    return control.made(kept.read(control.folder(root) / "record.json", kept.TrialRecord) or {})
+    return control.made(_record(control, root))
+
+
+def superseded(control: Control, root: Path) -> bool:
+    """True when the folder of this control holds another one that has run: of another baseline, or for other tokens."""
+    record = _record(control, root)
+    return record.get("state") == "done" and not control.made(record)
+
+
+def _record(control: Control, root: Path) -> dict[str, Any]:
+    return kept.read(control.folder(root) / "record.json", kept.TrialRecord) or {}
