@@ -49,6 +49,11 @@ def on_meta(config: Any, shape: Shape) -> Any:
     return family_of(model, shape)
 
 
+def weights_of(config: Any, shape: Shape) -> int:
+    """All weights of a model, tied ones once."""
+    return sum(_unique(on_meta(config, shape).model).values())
+
+
 def weights_for(config: Any, shape: Shape, needs: Needs) -> Weights:
     """What a model that answers `needs` with gradients trains: everything up to the deepest thing asked for.
 

@@ -85,7 +85,10 @@ def _effects(found: Found) -> Chart | None:
         tables.append((arm, table * words.score_scale))
     if not tables:
         return None
-    bands = [(arm, table, band(found.x, table, at=at, log=found.kind.log)) for arm, table in tables]
+    try:
+        bands = [(arm, table, band(found.x, table, at=at, log=found.kind.log)) for arm, table in tables]
+    except IsoBudgetError:  # two points at one place: no line goes along them
+        return None
     seen = [0.0] + [float(v) for _, table, parts in bands for group in (table.ravel(), *parts) for v in group]
     # A band of two seeds may be wider than all that was measured: what was measured sets the scale.
     measured = [float(v) for _, table in tables for v in table.ravel()] + [0.0]

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness.data.tokenizer import load_tokenizer
+from harness.models.shapes import shape_of
 from harness.models.student import student_config
+from harness.plan.blueprint import weights_of
 from harness.plan.outline import vocabulary
 from harness.sweep.expand import TeacherRun
 from harness.units import Unit
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def write(run: TeacherRun, folder: Path, *, complete: bool) -> Path:
@@ -24,8 +30,7 @@ def write(run: TeacherRun, folder: Path, *, complete: bool) -> Path:
     study = run.study
     if complete:
         load_tokenizer(study.data.tokenizer)
-    entries, ids, tokenizer, _, _ = vocabulary(study.data.tokenizer)
-    config = student_config(study.student, vocab=entries, special=ids, block_length=study.data.block_length)
+    config, tokenizer = _config(run)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     if tokenizer is not None:
@@ -38,3 +43,16 @@ def write(run: TeacherRun, folder: Path, *, complete: bool) -> Path:
         card["tokens"] = limit.limit
     (folder / "isobudget.json").write_text(json.dumps(card) + "\n", encoding="utf-8")
     return folder
+
+
+def parameters(run: TeacherRun) -> int:
+    """How many weights this teacher will have, from its configuration: what its record will say."""
+    config, _ = _config(run)
+    return weights_of(config, shape_of(config.to_dict()))
+
+
+def _config(run: TeacherRun) -> tuple[PretrainedConfig, Any]:
+    """Its config, and its tokenizer or None where that is not on this machine."""
+    study = run.study
+    entries, ids, tokenizer, _, _ = vocabulary(study.data.tokenizer)
+    return student_config(study.student, vocab=entries, special=ids, block_length=study.data.block_length), tokenizer

@@ -78,6 +78,42 @@ def test_points_that_no_answer_could_be_read_from_are_refused_before_anything_is
         check(sweep, lambda study: pytest.fail("it was tried"))
 
 
+def of_teachers(tiny: TinyStudy, kind: str, *teachers: dict[str, Any]) -> dict[str, Any]:
+    """A sweep over these teachers."""
+    named = [{"name": f"t{i}", "budget": "1 Gflop", **teacher} for i, teacher in enumerate(teachers)]
+    points = [{"label": t["name"], "set": {"teacher.path": f"@{t['name']}"}} for t in named]
+    return ladder(tiny, sweep={"kind": kind, "points": points, "teachers": named})
+
+
+def test_two_teachers_at_one_place_are_refused_before_either_is_trained(tiny: TinyStudy) -> None:
+    """What only their records will say exactly, their studies foretell well enough to tell them apart."""
+    of_one_size = of_teachers(
+        tiny, "teacher_size", {"student": {"layers": 3}}, {"student": {"layers": 3}, "budget": "2 Gflop"}
+    )
+    with pytest.raises(ConfigError, match=r"points t0 and t1: both lie at .* along the size of the teacher"):
+        check(expand(of_one_size, where="here"), lambda study: pytest.fail("it was tried"))
+    of_one_budget = of_teachers(tiny, "teacher_budget", {"student": {"layers": 3}}, {"student": {"layers": 4}})
+    with pytest.raises(
+        ConfigError, match=r"points t0 and t1: both lie at 1e\+09; .* along the training of the teacher"
+    ):
+        check(expand(of_one_budget, where="here"), lambda study: pytest.fail("it was tried"))
+    apart = of_teachers(tiny, "teacher_size", {"student": {"layers": 3}}, {"student": {"layers": 4}})
+    assert len(check(expand(apart, where="here"), lambda study: study)) == 4
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "electra", "gpt2"])
+def test_a_teachers_size_is_foretold_as_its_record_will_say_it(tiny: TinyStudy, family: str) -> None:
+    from harness.models.student import build_student
+    from harness.sweep import stand_in
+
+    tree = of_teachers(
+        tiny, "teacher_size", {"student": {"family": family}}, {"student": {"layers": 4, "family": family}}
+    )
+    run = expand(tree, where="here").teachers[0]
+    config, _ = stand_in._config(run)
+    assert stand_in.parameters(run) == sum(p.numel() for p in build_student(config, seed=1).parameters())
+
+
 def test_a_teacher_that_nobody_trains_is_refused(tiny: TinyStudy) -> None:
     with pytest.raises(ConfigError, match="no teacher of this name"):
         expand(ladder(tiny, teacher={"path": "@ghost"}), where="here")

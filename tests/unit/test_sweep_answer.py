@@ -39,6 +39,23 @@ def test_a_flip_names_the_points_it_was_read_off_between(tmp_path: Path) -> None
         assert "between 600 GFLOP and 1.2 TFLOP, where tinybert changes places, nothing was measured" in text
 
 
+def test_two_points_at_one_place_have_a_report_without_a_line_along_them(tmp_path: Path) -> None:
+    """As teachers of one size leave them in a sweep from before they were refused."""
+    root = ladder(tmp_path / "s", {"no_kd": 10.0, "tinybert": 10.0})
+    tree = yaml.safe_load((root / "sweep.yaml").read_text())
+    keys = ("set", "label", "at")
+    budgets = tree["sweep"]["values"]
+    tree["sweep"] = {
+        "kind": "teacher_size",
+        "points": [dict(zip(keys, ({"budget": each}, each, 5e6), strict=True)) for each in budgets],
+    }
+    (root / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    report = build(root)
+    assert len(report["points"]) == len(budgets)
+    assert "rungs are finite and increase" in report["answer"]["lines"][0]["sentence"]
+    assert "Difference to no_kd" not in (root / "report.html").read_text()
+
+
 def test_where_no_order_flips_nothing_is_said_of_lines_between_points(tmp_path: Path) -> None:
     report = build(ladder(tmp_path / "s", {"no_kd": 10.0, "tinybert": 10.0}))
     assert not any("nothing was measured" in each["sentence"] for each in report["answer"]["asides"])
