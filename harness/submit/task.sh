@@ -24,8 +24,9 @@ share=$((cores * nodes / (ranks * slots)))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
 # torchrun kills its ranks this long after it asked them to stop; a save takes longer than its 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
-# Runs that share a node need ports of their own; so do jobs that share one.
-port=$((20000 + (${SLURM_JOB_ID:-$$} * 16) % 20000))
+# Runs that share a node need ports of their own; so do jobs that share one. Below 32768: from there on the system gives ports to
+# connections that go out, and one of them may have it.
+port=$((20000 + (${SLURM_JOB_ID:-$$} % 750) * 16))
 
 # Start one piece of work on this slot's processes and GPUs; becomes that process.
 start() { # SLOT WORK
@@ -82,7 +83,7 @@ for position in "${!pids[@]}"; do
       "${entry[@]}" status "$out" --exit-code --job "$name" --after "${marks[position]}" || recorded=$?
     fi
     if [[ $recorded -ne $nothing_recorded ]]; then
-      code=$((recorded == 0 ? code : recorded))
+      code=$recorded
     elif [[ $signals -gt 0 ]]; then
       # Warned before it was ready to answer, while it imported or found its data; or a prefetch, which records nothing, and goes
       # on from what it has fetched: nothing is lost.

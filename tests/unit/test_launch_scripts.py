@@ -361,6 +361,16 @@ def test_a_warned_job_that_recorded_a_failure_is_not_requeued(root: Path, slurm:
     assert not (marks / "scontrol").exists()
 
 
+@pytest.mark.parametrize("job", ["4711", "12768", "19999"])
+def test_ranks_never_meet_at_a_port_that_the_system_gives_to_others(
+    root: Path, slurm: dict[str, str], job: str
+) -> None:
+    """From 32768 on connections that go out have theirs."""
+    code, marks = batch(root, slurm | {"SLURM_JOB_ID": job}, 'echo "$MASTER_PORT" > "$MARKS/port"', warn=False)
+    assert code == 0
+    assert 20000 <= int((marks / "port").read_text()) < 32768
+
+
 def test_a_queue_that_does_not_answer_does_not_hide_the_75(root: Path, slurm: dict[str, str]) -> None:
     marks = Path(slurm["MARKS"])
     stand_in(marks / "bin", "scontrol", "[[ $1 == show ]] && { echo node1; exit; }; exit 1")

@@ -145,6 +145,24 @@ def test_a_warned_run_that_recorded_a_failure_is_not_asked_to_come_again(script:
     assert not (folder / "scontrol").exists()
 
 
+def test_a_run_that_recorded_its_end_is_done_whatever_its_launcher_made_of_it(script: Path) -> None:
+    """Else a teacher that is trained would cancel every stage behind it."""
+    (script.parent.parent / "recorded").write_text("0")
+    assert start(script, AT_START="exit 134").wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("job", ["1", "797", "1276", "67043327"])
+def test_ranks_never_meet_at_a_port_that_the_system_gives_to_others(script: Path, job: str) -> None:
+    """From 32768 on connections that go out have theirs; a neighbouring job has others too."""
+    folder = script.parent.parent
+    stand_in(folder / "bin", "srun", 'echo "$MASTER_PORT" >> "$MARKS/ports-$SLURM_JOB_ID"; exit 0')
+    jobs = (job, str(int(job) + 1))
+    assert [start(script, SLURM_JOB_ID=each).wait(timeout=30) for each in jobs] == [0, 0]
+    ports = [int(line) for each in jobs for line in (folder / f"ports-{each}").read_text().split()]
+    assert len(set(ports)) == 4
+    assert all(20000 <= port < 32768 for port in ports)
+
+
 def test_a_warning_while_data_are_fetched_asks_for_another_turn_but_not_for_ever(cache: Path) -> None:
     """Else it would end with 138, and the queue would cancel all stages behind it."""
     slurm, folder = queued(cache), cache.parent.parent
