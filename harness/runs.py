@@ -26,8 +26,8 @@ from harness.rundir import CACHE_SHARDS, STUDY, load_study
 SILENT_S = 300.0
 SILENT_STEPS = 20
 
-# Files beside the jobs' records: what was submitted, and the count of turns that brought nothing.
-NO_JOBS = ("graph", "submitted", "turns")
+# Files beside the jobs' records: what was submitted and its engine, and the count of turns that brought nothing.
+NO_JOBS = ("graph", "submitted", "ds_config", "turns")
 
 # What a run may be; the last four are trouble. Unreadable: the file that would say how it stands.
 STATES = ("done", "running", "waiting", "interrupted", "silent", "died", "failed", "unreadable")

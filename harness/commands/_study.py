@@ -68,6 +68,19 @@ def typed(given: list[str]) -> str:
     return shlex.join(["python", "launch.py", *map(conceal, words)])
 
 
+def teacher_flag(parser: argparse.ArgumentParser, *, help: str) -> None:
+    parser.add_argument("--teacher-study", metavar="NAME|FILE.yaml", help=help)
+
+
+def taught_by(study: StudySpec, **facts: str | None) -> StudySpec:
+    """The study, with these facts of its teacher; ConfigError where it has none."""
+    if study.teacher is None:
+        raise ConfigError(
+            "--teacher-study", rule=f"study {study.name} has no teacher", remedy="add a teacher block, or leave out the flag"
+        )  # fmt: skip
+    return study.model_copy(update={"teacher": study.teacher.model_copy(update=facts)})
+
+
 def inputs(options: argparse.Namespace) -> tuple[StudySpec, DsConfig | None]:
     """The study and the ds_config, read and checked before anything heavy is imported."""
     from harness.study import load

@@ -7,8 +7,17 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from harness.commands._study import default_engine, engine_of, inputs, print_json, study_flags, sweep_of
-from harness.errors import DataError
+from harness.commands._study import (
+    default_engine,
+    engine_of,
+    inputs,
+    print_json,
+    study_flags,
+    sweep_of,
+    taught_by,
+    teacher_flag,
+)
+from harness.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from harness.study import StudySpec
@@ -20,6 +29,7 @@ HELP = "fetch data, tokenizer and teacher and build the corpus, so that compute 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     study_flags(parser)
+    teacher_flag(parser, help="the study whose arm will be the teacher: what its training needs too")
     parser.add_argument(
         "--check", action="store_true", help="fetch nothing: say whether a run would find everything offline"
     )
@@ -40,11 +50,15 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     name = (sweep or study).name  # type: ignore[union-attr]
 
     def each(what: Callable[[StudySpec], T]) -> list[T]:
-        """For the study, or for every study of the sweep."""
+        """For the study, and its teacher's where one is given; or for every study of the sweep."""
+        if sweep and options.teacher_study:
+            raise ConfigError(
+                "--teacher-study", rule=f"{sweep.name} is a sweep", remedy="list its teachers in sweep.teachers"
+            )
         if sweep:
             return check(sweep, what)
         assert study is not None
-        return [what(study)]
+        return both(study, options.teacher_study, what) if options.teacher_study else [what(study)]
 
     if options.check:
         each(lambda one: fetch.check(one, ds_config))
@@ -61,6 +75,23 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
         print(f"{item.what}: {item.source}, {item.size_bytes / 1e6:,.1f} MB, {item.seconds:.1f} s, in {item.folder}")
     print(f"{name}: {sum(item.size_bytes for item in items) / 1e6:,.1f} MB; a run finds everything offline (checked)")
     return 0
+
+
+def both(study: StudySpec, name: str, what: Callable[[StudySpec], T]) -> list[T]:
+    """For the study that trains a teacher, and for the study beside a stand-in of that teacher."""
+    import tempfile
+    from pathlib import Path
+
+    from harness.study import load
+    from harness.submit.graph import only_trial
+    from harness.sweep import TeacherRun, stand_in
+    from harness.sweep.conduct import STAND_INS
+
+    spec = load(name)
+    arm, _ = only_trial(spec)
+    with tempfile.TemporaryDirectory(prefix=STAND_INS) as folder:
+        stand_in.write(TeacherRun(arm, "", spec.for_arm(spec.arms[0])), Path(folder), complete=True)
+        return [what(spec), what(taught_by(study, path=folder, weights=None))]
 
 
 def verify(given: list[str]) -> None:

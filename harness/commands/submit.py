@@ -6,12 +6,21 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.commands._study import allow_flag, hang_flag, inputs, print_json, study_flags, typed
-from harness.errors import ConfigError
+from harness.commands._study import (
+    allow_flag,
+    hang_flag,
+    inputs,
+    print_json,
+    study_flags,
+    taught_by,
+    teacher_flag,
+    typed,
+)
 from harness.identity import parse_kinds
 
 if TYPE_CHECKING:
-    from harness.study import StudySpec, TeacherSpec
+    from harness.study import StudySpec
+    from harness.submit.graph import Graph
 
 HELP = "write a study's jobs (teacher, cache, arms, evaluation, report), and hand them to Slurm where it is installed"
 
@@ -33,13 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="one more option, as --sbatch=--constraint=h100"
     )
-    parser.add_argument(
-        "--teacher-study", metavar="NAME|FILE.yaml", help="first train the teacher by this study of one arm"
-    )
+    teacher_flag(parser, help="first train the teacher by this study of one arm")
     hang_flag(parser)
     allow_flag(parser)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--dry-run", action="store_true", help="write the jobs, submit nothing")
+    how.add_argument("--dry-run", action="store_true", help="write the jobs and what they read, submit nothing")
     how.add_argument("--local", action="store_true", help="run the jobs here, one after another")
 
 
@@ -48,9 +55,10 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     study, ds_config = inputs(options)
     import shutil
 
+    from harness.ds_config import default
     from harness.jobs import JobDirectory
     from harness.meters.requirements import refuse_mixed_currencies
-    from harness.rundir import STUDY
+    from harness.rundir import STUDY, write_json
     from harness.submit import execute as execution
     from harness.submit.graph import Machines, build
     from harness.submit.scripts import Queue, check_path, scripts_of, write
@@ -59,59 +67,62 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
     machines = Machines(options.gpus_per_run, options.gpus_per_node, gpus=not options.cpu, nodes=options.nodes)
     queue = Queue(options.partition, options.account, options.time, options.sbatch)
     out = check_path(Path(options.out or f"runs/{study.name}/jobs"), what="--out")
-    engine = None
-    if ds_config is not None:
-        engine = check_path(Path(ds_config.path or options.ds_config), what="--ds_config")
-        for arm in study.arms:  # a batch that does not divide is refused here, not by the first job
-            ds_config.micro_batch(sequences=study.for_arm(arm).batch.sequences, world=machines.gpus_per_run)
     teacher = None
     if options.teacher_study:
         teacher = teacher_study(options.teacher_study, out)
-        study = study.model_copy(update={"teacher": with_path(study, teacher)})
+        study = taught_by(study, path=student_of(teacher[0], teacher[2]))
     directory = JobDirectory(Path(out), [])  # jobs of an earlier submission may be entering
     merged = directory.merged(study, allowed)
+    # A batch that does not divide is refused here, not by the first job; without a ds_config it divides alike in either precision.
+    for trained in (merged, *(teacher[:1] if teacher is not None else ())):
+        for each in (trained, *map(trained.for_arm, trained.arms)):
+            (ds_config or default(bf16=False)).micro_batch(sequences=each.batch.sequences, world=machines.gpus_per_run)
+    engine = f"{out}/jobs/ds_config.json"
     graph = build(
-        merged, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine, teacher=teacher,
-        allow=",".join(sorted(allowed)) or None, hang_timeout_s=options.hang_timeout,
+        merged, machines, out=out, study_file=f"{out}/{STUDY}", ds_config=engine if ds_config is not None else None,
+        engine_tree=ds_config and ds_config.tree, teacher=teacher, allow=",".join(sorted(allowed)) or None, hang_timeout_s=options.hang_timeout,
     )  # fmt: skip
     scripts = scripts_of(graph, machines, queue)
 
     def put() -> None:
-        # Jobs read the study from its directory: what is edited after submission changes nothing.
+        # Jobs read study and engine from their directory: what is edited after submission changes nothing.
         directory.open(study, resume=True, allowed=allowed)
         directory.close()
         if teacher is not None:
             write_study(teacher[0], Path(teacher[1]))
+        if ds_config is not None:
+            write_json(Path(engine), ds_config.tree)
         write(graph, scripts, command=typed(given))
-
-    slurm = not (options.local or options.dry_run) and shutil.which("sbatch") is not None
-    if not slurm:
-        put()
-    if options.json:
-        print_json(graph.as_json())
-    else:
-        for stage in graph.stages:
-            waits = ", ".join(f"{name} {how}" for name, how in stage.needs.items()) or "nothing"
-            print(
-                f"{stage.name}: {len(stage.works)} × {stage.ranks} {'GPU' if stage.gpus else 'process'}, {stage.slots} at once per task, "
-                f"{stage.tasks} task{'s' if stage.tasks > 1 else ''}; waits for {waits}"
-            )
-        for name, reason in graph.left_out.items():
-            print(f"{name}: left out, {reason}")
-        print(f"jobs: {out}/jobs")
 
     def tell(line: str) -> None:
         if not options.json:
             print(line, flush=True)
 
-    if options.local:
-        return execution.here(graph, scripts, tell=tell)
-    if slurm:
-        execution.to_slurm(graph, scripts, write=put, tell=tell)
-        tell(f"follow it: python launch.py status {out}")
-    elif not options.dry_run:
-        tell("no sbatch here: nothing was submitted; run with --local, or submit the files on a login node")
+    slurm = not (options.local or options.dry_run) and shutil.which("sbatch") is not None
+    with execution.alone(graph, scripts, slurm=slurm, tell=tell) as standing:
+        put()
+        print_json(graph.as_json()) if options.json else show(graph)
+        if options.local:
+            return execution.here(graph, scripts, tell=tell, lock=standing.lock)
+        if slurm:
+            execution.to_slurm(graph, scripts, standing, tell=tell)
+            tell(f"follow it: python launch.py status {out}")
+        elif not options.dry_run:
+            tell("no sbatch here: nothing was submitted; run with --local, or submit the files on a login node")
     return 0
+
+
+def show(graph: Graph) -> None:
+    """A line per stage, why others were left out, and where the jobs are."""
+    for stage in graph.stages:
+        waits = ", ".join(f"{name} {how}" for name, how in stage.needs.items()) or "nothing"
+        print(
+            f"{stage.name}: {len(stage.works)} × {stage.ranks} {'GPU' if stage.gpus else 'process'}, {stage.slots} at once per task, "
+            f"{stage.tasks} task{'s' if stage.tasks > 1 else ''}; waits for {waits}"
+        )
+    for name, reason in graph.left_out.items():
+        print(f"{name}: left out, {reason}")
+    print(f"jobs: {graph.out}/jobs")
 
 
 def teacher_study(name: str, out: str) -> tuple[StudySpec, str, str]:
@@ -121,21 +132,14 @@ def teacher_study(name: str, out: str) -> tuple[StudySpec, str, str]:
     return load(name), f"{out}/jobs/teacher.yaml", f"{out}/teacher"
 
 
-def with_path(study: StudySpec, teacher: tuple[StudySpec, str, str]) -> TeacherSpec:
-    """The study's teacher block, pointing at the student that the teacher's study will export."""
-    spec, _, folder = teacher
-    if study.teacher is None:
-        raise ConfigError(
-            "--teacher-study",
-            rule=f"study {study.name} has no teacher",
-            remedy="add a teacher block, or leave out the flag",
-        )
-    path = f"{folder}/arms/{spec.arms[0].name}/seed-{spec.seeds[0]}/student"
-    return study.teacher.model_copy(update={"path": path})
+def student_of(spec: StudySpec, folder: str) -> str:
+    """Where the teacher's study exports what it has trained."""
+    return f"{folder}/arms/{spec.arms[0].name}/seed-{spec.seeds[0]}/student"
 
 
 def write_study(study: StudySpec, file: Path) -> None:
     import yaml
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    from harness.rundir import replace
+
+    replace(file, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False).encode())

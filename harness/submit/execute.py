@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,32 @@ Tell = Callable[[str], None]
 PREEMPTED = 75
 
 
-def to_slurm(graph: Graph, scripts: dict[str, Script], *, write: Callable[[], None], tell: Tell) -> dict[str, str]:
-    """Hand every stage to sbatch with its dependencies; returns {stage: job number}, also in OUT/jobs/submitted.json.
+@dataclass(frozen=True)
+class Standing:
+    """How a directory's jobs stood when a `submit` got them to itself."""
 
-    `write` puts the scripts and the study in their places. It is called once nothing in the queue forbids it: what is
-    refused before leaves all as it was.
+    file: Path
+    known: dict[str, dict[str, str]]
+    """{stage: its job's number and its script's digest}, of the last submission."""
+    queued: dict[str, str]
+    """{stage: number} of those that are still in the queue."""
+    behind: int
+    """So many stages have had their turn, or have it: those up to the last one in the queue."""
+    digests: dict[str, str]
+    lock: int
 
-    No stage is ever in the queue twice: after an sbatch that failed half-way, or a submission that was killed, the next goes on
-    behind the last stage whose job is still there. When none is, all are handed over again; what they have done they do not repeat.
+
+@contextmanager
+def alone(graph: Graph, scripts: dict[str, Script], *, slurm: bool, tell: Tell) -> Iterator[Standing]:
+    """Keep every other `submit` out, and allow what jobs read to be written: nothing in the queue forbids it.
+
+    What is refused leaves all as it was. `slurm`: the queue is to be added to, and must be seen; where it is not, and there is no
+    squeue on this machine, it is said that nobody was asked.
 
     Raises:
-        ConfigError: sbatch refuses a job; jobs of this study are in the queue with other scripts or for a study that has changed, or
-            behind a stage that has ended and has other work now, or whether any is cannot be found out; another `submit`, or its
-            sbatch, is at it.
+        ConfigError: jobs of this study are in the queue with other scripts, or for a study or a ds_config that has changed, or behind
+            a stage that has ended and has other work now, or whether any is cannot be found out; another `submit`, its sbatch, or a
+            job that it runs here is at it.
     """
     folder = Path(graph.out) / "jobs"
     make_folder(folder)
@@ -41,15 +56,21 @@ def to_slurm(graph: Graph, scripts: dict[str, Script], *, write: Callable[[], No
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(str(folder), rule="another submit is at work here", remedy="wait for it") from None
-        return _hand_over(graph, scripts, folder / "submitted.json", write, tell, lock=lock.fileno())
+            raise ConfigError(
+                str(folder), rule="another submit, or a job that it runs on its machine, is at work here", remedy="wait for it, or stop it"
+            ) from None  # fmt: skip
+        yield _standing(graph, scripts, folder / "submitted.json", slurm=slurm, tell=tell, lock=lock.fileno())
 
 
-def _hand_over(
-    graph: Graph, scripts: dict[str, Script], file: Path, write: Callable[[], None], tell: Tell, *, lock: int
-) -> dict[str, str]:  # fmt: skip
+def _standing(
+    graph: Graph, scripts: dict[str, Script], file: Path, *, slurm: bool, tell: Tell, lock: int
+) -> Standing:  # fmt: skip
     known = _submitted(file)
-    queue = _queue(file) if known else {}
+    queue: dict[str, str] = {}
+    if known and (slurm or shutil.which("squeue") is not None):
+        queue = _queue(file)
+    elif known:
+        tell(f"no squeue here: jobs of {file} that are in a queue will read what is written now")
     paths = {name: str(script.path) for name, script in scripts.items()}
     queued = {name: queue[paths[name]] for name in known if name in paths and paths[name] in queue}
     digests = {name: hashlib.sha256(script.text.encode()).hexdigest() for name, script in scripts.items()}
@@ -60,22 +81,40 @@ def _hand_over(
     if changed:
         raise ConfigError(
             f"stage {changed[0]}",
-            rule=f"job {queued[changed[0]]} of it is in the queue, submitted with other flags or for another study" if changed[0] in queued
+            rule=f"job {queued[changed[0]]} of it is in the queue, submitted with other flags, for another study or with another ds_config"
+            if changed[0] in queued
             else f"it has new work, and job {next(iter(queued.values()))} of a later stage is still in the queue",
             remedy=f"submit the same study with the same flags, wait for those jobs, or first: scancel {' '.join(queued.values())}",
         )  # fmt: skip
-    write()
-    handed = {name: {**known[name], "job": queued.get(name, known[name]["job"])} for name in names[:behind]}
+    return Standing(file, known, queued, behind, digests, lock)
+
+
+def to_slurm(graph: Graph, scripts: dict[str, Script], standing: Standing, *, tell: Tell) -> dict[str, str]:
+    """Hand every stage to sbatch with its dependencies; returns {stage: job number}, also in OUT/jobs/submitted.json.
+
+    No stage is ever in the queue twice: after an sbatch that failed half-way, or a submission that was killed, the next goes on
+    behind the last stage whose job is still there. When none is, all are handed over again; what they have done they do not repeat.
+
+    Raises:
+        ConfigError: sbatch refuses a job.
+    """
+    known, queued, digests = standing.known, standing.queued, standing.digests
+    names = [stage.name for stage in graph.stages][: standing.behind]
+    handed = {name: {**known[name], "job": queued.get(name, known[name]["job"])} for name in names}
     for name, job in handed.items():
         tell(f"{name}: job {job['job']}, {'is in the queue' if name in queued else 'has ended'}; not submitted again")
-    for stage in graph.stages[behind:]:
+    for stage in graph.stages[standing.behind :]:
         waits = ",".join(f"{how}:{handed[name]['job']}" for name, how in stage.needs.items())
         command = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes"]
         command += [f"--dependency={waits}"] if waits else []
         # Before and after: whoever is killed in between leaves the intent, and sbatch, which goes on without us, the lock.
-        write_json(file, {**handed, stage.name: {"job": "", "script": digests[stage.name]}})
+        write_json(standing.file, {**handed, stage.name: {"job": "", "script": digests[stage.name]}})
         result = subprocess.run(
-            [*command, paths[stage.name]], capture_output=True, text=True, check=False, pass_fds=(lock,)
+            [*command, str(scripts[stage.name].path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            pass_fds=(standing.lock,),
         )
         # --parsable prints NUMBER, or NUMBER;CLUSTER
         number = result.stdout.strip().partition(";")[0]
@@ -89,7 +128,7 @@ def _hand_over(
                 ),
             )  # fmt: skip
         handed[stage.name] = {"job": number, "script": digests[stage.name]}
-        write_json(file, handed)  # at once: whatever happens next, this job is known
+        write_json(standing.file, handed)  # at once: whatever happens next, this job is known
         tell(f"{stage.name}: job {number}, {stage.tasks} task{'s' if stage.tasks > 1 else ''}")
     return {name: job["job"] for name, job in handed.items()}
 
@@ -116,6 +155,11 @@ def _queue(file: Path) -> dict[str, str]:
 
     By path, because names may be another directory's.
     """
+    if shutil.which("squeue") is None:
+        raise ConfigError(
+            "squeue is not on PATH", rule=f"which jobs of {file} are still there must be known before more are submitted",
+            remedy="submit where it is, beside sbatch",
+        )  # fmt: skip
     result = subprocess.run(
         ["squeue", "--noheader", "--me", "--format=%F %o"], capture_output=True, text=True, check=False
     )
@@ -128,10 +172,11 @@ def _queue(file: Path) -> dict[str, str]:
     return {os.path.realpath(row[1].strip()): row[0] for row in rows if len(row) == 2}
 
 
-def here(graph: Graph, scripts: dict[str, Script], *, tell: Tell) -> int:
+def here(graph: Graph, scripts: dict[str, Script], *, tell: Tell, lock: int | None = None) -> int:
     """Run every stage on this machine; returns the exit code of the last one, or 75 when a signal stopped it.
 
-    A stage whose need failed is left out, as the scheduler would.
+    A stage whose need failed is left out, as the scheduler would. Jobs hold the `lock` of `alone` too: who kills this process and
+    not its jobs has not let another `submit` in.
     """
     if shutil.which("bash") is None:
         raise ConfigError("submit --local", rule="the jobs are bash scripts, and there is no bash", remedy="install it")
@@ -161,8 +206,9 @@ def here(graph: Graph, scripts: dict[str, Script], *, tell: Tell) -> int:
                     return PREEMPTED
                 # A session of its own: a Ctrl-C reaches the jobs once, through us.
                 process = subprocess.Popen(
-                    ["bash", str(scripts[stage.name].path), str(task)], env=environment, start_new_session=True
-                )
+                    ["bash", str(scripts[stage.name].path), str(task)], env=environment, start_new_session=True,
+                    pass_fds=() if lock is None else (lock,),
+                )  # fmt: skip
                 running[:] = [process]
                 if stopped:  # asked while it started, when `stop` did not know it yet; to hear it twice does no harm
                     process.send_signal(signal.SIGTERM)

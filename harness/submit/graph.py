@@ -81,7 +81,7 @@ class Graph:
 
     study: str
     digest: str
-    """Of the whole study, and of its teacher's where that is trained too: jobs read both when they begin."""
+    """Of the whole study, its teacher's where that is trained too, and the ds_config: jobs read them when they begin."""
     out: str
     stages: list[Stage]
     left_out: dict[str, str]
@@ -98,13 +98,15 @@ class Graph:
 
 
 def build(
-    study: StudySpec, machines: Machines, *, out: str, study_file: str, ds_config: str | None, evaluation_ranks: int = 1,
-    teacher: tuple[StudySpec, str, str] | None = None, allow: str | None = None, hang_timeout_s: float | None = None,
+    study: StudySpec, machines: Machines, *, out: str, study_file: str, ds_config: str | None,
+    engine_tree: dict[str, Any] | None = None, evaluation_ranks: int = 1, teacher: tuple[StudySpec, str, str] | None = None,
+    allow: str | None = None, hang_timeout_s: float | None = None,
 ) -> Graph:  # fmt: skip
-    """The graph teacher → cache → arms → evaluation → report, without the stages this study does not need.
+    """The graph cache → teacher → arms → evaluation → report, without the stages this study does not need.
 
     Args:
         study_file: where compute nodes read the study.
+        ds_config: where they read the engine's facts, and `engine_tree` what these are; None for the default's.
         teacher: the study that trains the teacher, its file, and its directory; None where the teacher exists.
         evaluation_ranks: processes that evaluate one student; one is enough, students are evaluated side by side.
         allow: kinds of differences, for the stages that train: they alone compare with what is there.
@@ -118,41 +120,29 @@ def build(
     stages: list[Stage] = []
     left_out: dict[str, str] = {}
     pack = {"nodes": machines.nodes_per_run, "gpus": machines.gpus}
+    # First, and for both: the jobs behind it ask nobody.
+    fetched = [*common, *(["--teacher-study", teacher[1]] if teacher is not None else [])]
+    stages.append(Stage("cache", "prefetch", fetched, out, [""], ["cache"]))
     if teacher is not None:
         spec, file, folder = teacher
-        if len(spec.arms) != 1 or len(spec.seeds) != 1:
-            raise ConfigError(
-                f"teacher study {spec.name}", rule="it trains one arm at one seed", remedy="pick one in its file"
-            )
-        arm, seed = spec.arms[0].name, spec.seeds[0]
+        arm, seed = only_trial(spec)
         flags = ["--study", file, "--out", folder, *engine, *(["--allow", allow] if allow else [])]
         stages.append(
             Stage(
                 "teacher", "job", flags, folder, [f"{arm}:{seed}"], [f"train-{arm}-seed-{seed}"],
-                ranks=machines.gpus_per_run, **pack,
+                ranks=machines.gpus_per_run, needs={"cache": "afterok"}, **pack,
             )
         )  # fmt: skip
     elif study.teacher is None:
         left_out["teacher"] = "no arm of this study has one"
     else:
         left_out["teacher"] = f"{study.teacher.path} exists already; the cache stage checks it"
-    stages.append(
-        Stage(
-            "cache",
-            "prefetch",
-            common,
-            out,
-            [""],
-            ["cache"],
-            needs={"teacher": "afterok"} if teacher is not None else {},
-        )
-    )
     # Arm by arm: runs that share a node have the same price, so they end at about the same time.
     trials = [(arm.name, seed) for arm in study.arms for seed in study.seeds]
     stages.append(
         Stage(
             "arms", "job", train, out, [f"{a}:{s}" for a, s in trials], [f"train-{a}-seed-{s}" for a, s in trials],
-            ranks=machines.gpus_per_run, slots=machines.at_once(machines.gpus_per_run), needs={"cache": "afterok"}, **pack,
+            ranks=machines.gpus_per_run, slots=machines.at_once(machines.gpus_per_run), needs={stages[-1].name: "afterok"}, **pack,
         )
     )  # fmt: skip
     before = "arms"
@@ -194,10 +184,20 @@ def build(
             **wide,
         )
     )
-    return Graph(study.name, _digest(study, *([teacher[0]] if teacher is not None else [])), out, stages, left_out)
+    studies = [study, *([teacher[0]] if teacher is not None else [])]
+    return Graph(study.name, _digest(studies, engine_tree), out, stages, left_out)
 
 
-def _digest(*studies: StudySpec) -> str:
-    """Equal for equal studies, whatever file or flags they came from; seeds stand among the stages' works."""
+def only_trial(spec: StudySpec) -> tuple[str, int]:
+    """Arm and seed of a study that trains a teacher; ConfigError where it has several."""
+    if len(spec.arms) != 1 or len(spec.seeds) != 1:
+        raise ConfigError(
+            f"teacher study {spec.name}", rule="it trains one arm at one seed", remedy="pick one in its file"
+        )
+    return spec.arms[0].name, spec.seeds[0]
+
+
+def _digest(studies: list[StudySpec], engine: dict[str, Any] | None) -> str:
+    """Equal for equal studies and engines, whatever files or flags they came from; seeds stand among the stages' works."""
     trees = [study.model_dump(mode="json", exclude={"seeds"}) for study in studies]
-    return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([trees, engine], sort_keys=True).encode()).hexdigest()[:16]

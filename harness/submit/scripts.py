@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 import harness
 from harness.errors import ConfigError
 from harness.hosts import check_name
+from harness.rundir import replace, write_json
 from harness.submit.graph import Graph, Machines, Stage
 
 # M, M:S, H:M:S, D-H, D-H:M or D-H:M:S. Slurm itself takes 00:99:99 for 1:41:00 and says nothing.
@@ -22,7 +22,7 @@ _OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_@%+=:,./*&|()\[\]-]*)?", re
 # What the graph, its arrays and its requeueing depend on: nobody else's to say.
 OWNED = (
     "array", "wrap", "dependency", "signal", "requeue", "no-requeue", "output", "error", "open-mode", "nodes", "ntasks",
-    "ntasks-per-node", "gpus-per-node", "job-name", "chdir", "parsable", "test-only",
+    "ntasks-per-node", "gpus-per-node", "job-name", "chdir", "parsable", "test-only", "time", "time-min",
 )  # fmt: skip
 # How long before the time limit Slurm warns: a save of a large model to a busy file system fits in.
 WARNING_S = 120
@@ -61,7 +61,9 @@ class Queue:
                     f"--sbatch {option!r}", rule="it is one of sbatch's long options without spaces",
                     remedy="for example --sbatch=--constraint=h100",
                 )  # fmt: skip
-            if (name := option.removeprefix("--").partition("=")[0]) in OWNED:
+            name = option.removeprefix("--").partition("=")[0]
+            # sbatch takes the beginning of a name for the name; --gpus is one of its own.
+            if name != "gpus" and any(owned.startswith(name) for owned in OWNED):
                 raise ConfigError(
                     f"--sbatch {option!r}", rule=f"the jobs depend on what submit itself says of {name}",
                     remedy="use submit's own flags (--nodes, --gpus-per-node, --time), or leave it out",
@@ -120,15 +122,17 @@ def scripts_of(graph: Graph, machines: Machines, queue: Queue) -> dict[str, Scri
 
 
 def write(graph: Graph, scripts: dict[str, Script], *, command: str = "") -> None:
-    """Write the scripts, and graph.json with the command that asked for them."""
+    """Write the scripts, and graph.json with the command that asked for them.
+
+    Whole files take the place of the old ones: a bash that is at work in one reads on in what it began.
+    """
     folder = Path(graph.out) / "jobs"
     # With the logs: Slurm opens a job's output before its script could make the folder, and fails the job.
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     for script in scripts.values():
-        script.path.write_text(script.text, encoding="utf-8")
+        replace(script.path, script.text.encode())
         script.path.chmod(0o755)
-    facts = {**graph.as_json(), "command": command}
-    (folder / "graph.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "graph.json", {**graph.as_json(), "command": command})
 
 
 def render(graph: Graph, stage: Stage, machines: Machines, queue: Queue) -> str:

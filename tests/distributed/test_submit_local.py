@@ -111,6 +111,49 @@ def test_the_papers_study_runs_from_its_job_files_to_the_report(root: Path, tiny
     assert "done already" in (out / "jobs" / "logs" / "train-no_kd-seed-1.log").read_text()
 
 
+def test_a_teacher_that_its_own_study_trains_teaches_the_study(root: Path, tiny: TinyStudy, tmp_path: Path) -> None:
+    out, scheduler = tmp_path / "out", StandIn(tmp_path / "scheduler")
+    arms = [arm for arm in tiny.tree()["arms"] if arm["name"] in ("no_kd", "soft_targets")]
+    study = tiny.write(
+        tmp_path / "study.yaml", arms=arms, budget="0.3 Gflop", teacher={"path": "./not-trained-yet", "allow_worse": True}
+    )  # fmt: skip
+    big = {"family": "bert", "layers": 3, "hidden": 32, "heads": 4}
+    teacher = tiny.write(
+        tmp_path / "teacher.yaml", name="teacher", teacher=None, arms=[{"name": "big", "objective": "mlm"}], student=big,
+        budget="0.3 Gflop",
+    )  # fmt: skip
+    words = ["--study", str(study), "--teacher-study", str(teacher), "--out", str(out), "--cpu", "--gpus-per-node", "2"]
+    words += ["--ds_config", str(root / "ds_configs" / "zero1_fp32.json")]
+
+    def program(*words: str, **more: str) -> None:
+        said = subprocess.run(
+            [sys.executable, "launch.py", *words], cwd=root, capture_output=True, text=True, timeout=300,
+            env=scheduler.environment | {"ISOBUDGET_CACHE": str(tmp_path / "cache")} | more,
+        )  # fmt: skip
+        assert said.returncode == 0, said.stdout + said.stderr
+
+    program("submit", *words, "--dry-run")
+    scripts = {f"jobs/{name}.sbatch" for name in ("cache", "teacher", "arms", "evaluation", "report")}
+    read = {"study.yaml", "jobs/teacher.yaml", "jobs/ds_config.json", "jobs/graph.json"}
+    written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert written == scripts | read | {".lock", "jobs/.submitting"}, "the jobs, and what they read"
+    assert not (tmp_path / "cache").exists()
+    program("submit", *words)
+    scheduler.environment["ISOBUDGET_CACHE"] = str(tmp_path / "cache")
+    jobs = scheduler.run(timeout_s=600)
+    logs = "\n".join(file.read_text()[-1500:] for file in sorted((out / "jobs" / "logs").glob("*.log")))
+    assert [(job.name, job.codes) for job in jobs] == [
+        ("cache", [0]), ("teacher", [0]), ("arms", [0]), ("evaluation", [0]), ("report", [0]),
+    ], logs  # fmt: skip
+    assert runs.read(out).verdict == 0
+    record = json.loads((out / "arms" / "soft_targets" / "seed-1" / "record.json").read_text())
+    assert Path(record["teacher"]["path"]).is_relative_to(out.resolve() / "teacher")
+    assert record["teacher"]["training_flop"] > 0, "what it took is known"
+    # On a login node, before anything is trained: nothing is missing afterwards.
+    before = ["--study", str(study), "--teacher-study", str(teacher)]
+    program("prefetch", *before, ISOBUDGET_CACHE=str(tmp_path / "other"))
+
+
 def test_without_a_scheduler_the_graph_runs_here_and_a_failed_stage_holds_up_what_needs_it(
     root: Path, tiny: TinyStudy, tmp_path: Path
 ) -> None:

@@ -112,3 +112,26 @@ def test_a_hub_out_of_reach_is_one_line_and_exit_code_3(
     assert "nobody/none" in errors[0]
     assert "network" in errors[0]
     assert "Traceback" not in said.stderr
+
+
+def test_what_a_teachers_own_training_needs_is_fetched_before_there_is_a_teacher(
+    root: Path, tiny: TinyStudy, tmp_path: Path
+) -> None:
+    study = tiny.write(tmp_path / "study.yaml", teacher={"path": "./not-trained-yet", "weights": 16 * "0"})
+    data = {"sources": [{"path": str(tiny.corpus)}], "block_length": 16}
+    arms = [{"name": "big", "objective": "mlm"}]
+    teacher = tiny.write(tmp_path / "teacher.yaml", name="its-teacher", teacher=None, arms=arms, data=data)
+    words = ["prefetch", "--study", str(study), "--teacher-study", str(teacher)]
+    cache = {"ISOBUDGET_CACHE": str(tmp_path / "cache")}
+    missed = program(root, *words, "--check", **cache)
+    assert missed.returncode == 3
+    assert "its-teacher" in missed.stderr
+    said = program(root, *words, "--json", **cache)
+    assert said.returncode == 0, said.stderr
+    items = json.loads(said.stdout)["items"]
+    corpora = {item["folder"] for item in items if item["what"] == "corpus"}
+    assert len(corpora) == 2, "the teacher is trained on blocks of another length"
+    assert not [item for item in items if item["what"] == "teacher"], "there is none yet"
+    assert program(root, *words, "--check", **cache).returncode == 0
+    two = tiny.write(tmp_path / "two.yaml", teacher=None, arms=[*arms, {"name": "other", "objective": "mlm"}])
+    assert program(root, "prefetch", "--study", str(study), "--teacher-study", str(two), **cache).returncode == 2

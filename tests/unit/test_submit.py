@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import cli
+from harness import cli, runs
 from harness.errors import ConfigError
 from harness.jobs import Work
 from harness.study import StudySpec, validate
@@ -77,8 +77,9 @@ def test_a_teacher_to_be_trained_comes_first() -> None:
         ds_config=None,
         teacher=(spec, "/o/t.yaml", "/o/teacher"),
     )
-    assert [stage.name for stage in found.stages][:2] == ["teacher", "cache"]
-    assert found.stages[1].needs == {"teacher": "afterok"}
+    assert [stage.name for stage in found.stages][:3] == ["cache", "teacher", "arms"]
+    assert [stage.needs for stage in found.stages[:3]] == [{}, {"cache": "afterok"}, {"teacher": "afterok"}]
+    assert found.stages[0].flags == ["--study", "/o/study.yaml", "--teacher-study", "/o/t.yaml"], "its jobs ask nobody"
     with pytest.raises(ConfigError):
         build(
             study(), Machines(1), out="/o", study_file="f", ds_config=None, teacher=(study(), "/o/t.yaml", "/o/teacher")
@@ -123,12 +124,18 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["--array=0-9", "--wrap=id", "--dependency=after:1", "--no-requeue", "--signal=B:USR1@1"]
-)
+    "option",
+    ["--array=0-9", "--wrap=id", "--dependency=after:1", "--no-requeue", "--signal=B:USR1@1", "--time=2:00", "--time-min=2:00",
+     "--arra=0-9"],
+)  # fmt: skip
 def test_options_that_the_jobs_depend_on_are_refused(option: str) -> None:
-    """A smaller array would do part of the work and leave with 0."""
+    """A smaller array would do part of the work and leave with 0; sbatch knows a name by its beginning."""
     with pytest.raises(ConfigError, match="the jobs depend on what submit itself says"):
         Queue(options=[option])
+
+
+def test_an_option_that_is_only_spelt_alike_is_taken() -> None:
+    assert Queue(options=["--gpus=8", "--nodelist=n1"]).options == ["--gpus=8", "--nodelist=n1"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +218,9 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "sbatch").write_text(
         f'#!/bin/bash\necho "$@" >> {log}\necho $((100 + $(wc -l < {log})))\n', encoding="ascii"
     )
-    (folder / "sbatch").chmod(0o755 | stat.S_IXUSR)
+    (folder / "squeue").write_text("#!/bin/bash\n", encoding="ascii")
+    for program in ("sbatch", "squeue"):
+        (folder / program).chmod(0o755 | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return log
 
@@ -370,6 +379,101 @@ def test_jobs_in_the_queue_never_go_on_under_a_study_that_changed(
     assert len(scheduler.calls()) == 8
 
 
+def test_an_edited_ds_config_changes_no_job_and_is_refused_while_one_is_queued(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs of one study would be trained in two precisions."""
+    out, mine = tmp_path / "out", tmp_path / "my.json"
+    was = (root / "ds_configs" / "zero1_fp32.json").read_text()
+    mine.write_text(was)
+    assert again(tiny, out, "--ds_config", str(mine)) == 0
+    mine.write_text((root / "ds_configs" / "zero1_bf16.json").read_text())
+    pinned = out.resolve() / "jobs" / "ds_config.json"
+    for stage in ("arms", "evaluation", "report"):
+        assert f"--ds_config {pinned}" in (out / "jobs" / f"{stage}.sbatch").read_text()
+    assert json.loads(pinned.read_text()) == json.loads(was)
+    assert runs.read(out).verdict == 75, "it is no job's record"
+    before = contents(out)
+    capsys.readouterr()
+    assert again(tiny, out, "--ds_config", str(mine)) == 2
+    assert "scancel 101 102 103 104" in capsys.readouterr().err
+    assert contents(out) == before
+    scheduler.ended(101, 102, 103, 104)
+    assert again(tiny, out, "--ds_config", str(mine)) == 0
+    assert json.loads(pinned.read_text()) == json.loads(mine.read_text())
+
+
+@pytest.mark.parametrize("how", ["--dry-run", "--local"])
+def test_nothing_is_rewritten_under_queued_jobs_by_a_submit_that_submits_nothing(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert again(tiny, out) == 0
+    before = contents(out)
+    capsys.readouterr()
+    assert again(tiny, out, how, "--seeds", "1,2") == 2
+    assert "scancel 101 102 103 104" in capsys.readouterr().err
+    assert contents(out) == before
+    assert again(tiny, out, "--dry-run") == 0, "they read what it writes anyway"
+    scheduler.ended(101, 102, 103, 104)
+    assert again(tiny, out, "--dry-run", "--seeds", "1,2") == 0
+    assert contents(out) != before
+
+
+def test_where_the_queue_cannot_be_asked_it_is_said(
+    tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    assert again(tiny, out) == 0
+    (scheduler.folder / "bin" / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(scheduler.folder / "bin"))
+    capsys.readouterr()
+    assert again(tiny, out, "--dry-run") == 0
+    assert "no squeue here" in capsys.readouterr().out
+    assert again(tiny, out) == 2, "jobs that are there already would be submitted twice"
+    assert "squeue is not on PATH" in capsys.readouterr().err
+    assert len(scheduler.calls()) == 4
+
+
+def test_a_script_is_replaced_and_never_written_in_place(tiny: TinyStudy, tmp_path: Path) -> None:
+    """A bash that is at work in the old one reads on where it was, byte for byte."""
+    out = tmp_path / "out"
+    assert again(tiny, out, "--dry-run") == 0
+    script = out / "jobs" / "arms.sbatch"
+    with script.open() as at_work:
+        old = script.read_text()
+        assert again(tiny, out, "--dry-run", "--seeds", "1,2") == 0
+        assert os.fstat(at_work.fileno()).st_ino != script.stat().st_ino
+        assert at_work.read() == old != script.read_text()
+    assert os.access(script, os.X_OK)
+    assert not [file for file in script.parent.iterdir() if file.name.startswith(".arms")]
+
+
+def test_no_submit_writes_while_another_runs_its_jobs_here(
+    tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor while a job goes on that such a submit left behind when it was killed."""
+    from harness.submit import execute
+
+    machines = Machines(4, 8)
+    found = build(study(), machines, out=str(tmp_path), study_file=f"{tmp_path}/study.yaml", ds_config=None)
+    scripts = scripts_of(found, machines, Queue())
+    write(found, scripts)
+    went_on = tmp_path / "went-on"
+    for script in scripts.values():
+        script.path.write_text(f"( while [[ ! -e {went_on} ]]; do sleep 0.05; done ) &\n")
+    with execute.alone(found, scripts, slurm=False, tell=lambda _: None) as standing:
+        assert execute.here(found, scripts, tell=lambda _: None, lock=standing.lock) == 0
+    before = contents(tmp_path)
+    assert again(tiny, tmp_path, "--dry-run") == 2
+    assert contents(tmp_path) == before
+    went_on.touch()
+    deadline = time.monotonic() + 30
+    while again(tiny, tmp_path, "--dry-run") == 2 and "at work here" in capsys.readouterr().err:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_nothing_is_submitted_while_the_queue_cannot_be_seen(
     tiny: TinyStudy, tmp_path: Path, scheduler: Scheduler, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -466,7 +570,12 @@ def test_submit_refuses_before_it_writes(tiny: TinyStudy, tmp_path: Path, root: 
     out = tmp_path / "out"
     for flags in (["--gpus-per-run", "0"], ["--gpus-per-run", "12"], ["--partition", "a b"], ["--time", "soon"]):
         assert cli.main(["submit", "--study", str(tiny.file), "--out", str(out), *flags]) == 2
-    engine = ["--ds_config", str(root / "ds_configs" / "zero1_fp32.json"), "--gpus-per-run", "3"]
-    assert cli.main(["submit", "--study", str(tiny.file), "--out", str(out), *engine]) == 2, "8 sequences over 3 ranks"
+    engine = ["--ds_config", str(root / "ds_configs" / "zero1_fp32.json")]
+    for flags in ([], engine):
+        assert cli.main(["submit", "--study", str(tiny.file), "--out", str(out), "--gpus-per-run", "3", *flags]) == 2
+    # 8 sequences over 4 ranks divide, and the teacher's 6 do not.
+    arms = [{"name": "big", "objective": "mlm"}]
+    teacher = tiny.write(tmp_path / "teacher.yaml", arms=arms, teacher=None, batch={"sequences": 6})
+    assert again(tiny, out, "--dry-run", "--teacher-study", str(teacher)) == 2
     assert cli.main(["submit", "--study", str(tiny.file), "--out", str(tmp_path / "a b")]) == 2
     assert not out.exists()
