@@ -9,7 +9,8 @@ from harness import teacher_backends
 from harness.budget import Account
 from harness.kernels.backend import choices
 from harness.meters.efficiency import Denominator, efficiency
-from harness.models.teacher import Teacher, weights_fingerprint
+from harness.models.parameter_names import within
+from harness.models.teacher import Teacher, on_hub, weights_fingerprint
 from harness.owed import known_cost, measured_on, teacher_training, units_of
 from harness.teacher_cache.shards import RememberedTeacher
 from harness.units import Unit
@@ -125,6 +126,7 @@ def teacher_facts(arm: ArmSetting, voucher: Voucher | None) -> dict[str, Any] | 
         **arm.study.teacher.model_dump(mode="json"),
         "training_flop": known_cost(arm.study, arm.teacher, Unit.FLOP),
         "weights": weights_fingerprint(arm.teacher.path),
+        "hub": on_hub(arm.teacher.path),
         "corpus": arm.teacher.provenance.get("corpus"),
         "before_training": None if voucher is None else vars(voucher),
     }
@@ -212,5 +214,5 @@ def card(record: dict[str, Any]) -> dict[str, Any]:
         "training_flop": sum(flop.get(account, 0) for account in charged),
         "accounts": record["accounts"],
         "devices": record["identity"]["hardware"]["devices"],
-        "untrained_parameters": record["untrained_parameters"],
+        "untrained_parameters": within(record["untrained_parameters"], record["exported_layers"]),
     }

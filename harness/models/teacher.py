@@ -96,6 +96,11 @@ def weights_fingerprint(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def on_hub(path: str) -> bool:
+    """Whether the Hub gives this teacher; False for the shipped ones and for a folder."""
+    return path not in SHIPPED and not Path(path).expanduser().is_dir()
+
+
 def resolve(path: str) -> Path:
     """The local folder of a teacher: the shipped one, a folder, or a download of its safetensors from the Hub."""
     if path in SHIPPED:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from harness.budget import Account
+from harness.models.parameter_names import within
 from harness.report import numbers
 from harness.report.arms import objective_words
 from harness.report.axis import scale_of
@@ -23,6 +24,7 @@ from harness.report.cells import account_name
 from harness.report.markdown import escape
 from harness.report.model_index import fine_tuning, model_index
 from harness.report.nesting import NAMES, tasks_of
+from harness.report.size_tables import conditions, milliseconds, passes
 from harness.report.source import Json, Run, Source, mapping, number, read
 from harness.units import Unit
 
@@ -67,8 +69,8 @@ def front_matter(source: Source, run: Run) -> Json:
         "pipeline_tag": "text-generation" if causal else "fill-mask",
         "tags": ["isobudget", "knowledge-distillation" if run.record.get("teacher") else "pretraining"],
     }
-    names = [_name(part.get("path")) for part in _sources(source)]
-    hub = [name for name in names if _HUB_NAME.match(name) and not Path(name).exists()]
+    hub = [path for path in _from_hub(source) if _HUB_NAME.match(path)]
+    names = _source_names(source)
     if hub:
         header["datasets"] = hub
     emissions = _emissions(source, run)
@@ -89,11 +91,12 @@ def _body(source: Source, run: Run) -> Iterator[str]:
     yield f"# {escape(run.arm)}, seed {run.seed}, of the study {escape(study.get('name', 'unknown'))}"
     yield ""
     yield from _summary(source, run)
-    untrained = [str(name) for name in record.get("untrained_parameters") or []]
+    untrained = within(map(str, record.get("untrained_parameters") or []), _exported_layers(record))
     if untrained or not record.get("head_trained", True):
         yield from _untrained(record, untrained)
     yield from _section("Scores", ("score", "value"), _scores(run))
     yield from _fine_tuned(run)
+    yield from _section("Size and latency", ("fact", "value"), _size(run))
     yield from _section("Cost", ("account", "FLOPs", "device time", "charged"), _accounts(source, run))
     energy = mapping(record.get("energy"))
     joules = number(energy.get("joule"))
@@ -118,9 +121,15 @@ def _summary(source: Source, run: Run) -> Iterator[str]:
     differs = mapping(run.record.get("differs"))
     own = {key.removeprefix("student."): value for key, value in differs.items() if key.startswith("student.")}
     student = {**mapping(source.study.get("student")), **own}
+    # What is in this folder: layers that were never trained whole may have been left out of it.
+    exported = _exported_layers(run.record) or student.get("layers")
+    parameters = run.record.get("parameters") if exported == student.get("layers") else None
+    parameters = number(mapping(run.record.get("model")).get("parameters", parameters))
+    student |= {"layers": exported} if exported else {}
     shape = ", ".join(f"{key} {student[key]}" for key in ("family", "layers", "hidden", "heads") if key in student)
+    count = "" if parameters is None else f" of {numbers.short(parameters)} parameters"
     yield (
-        f"A student of {numbers.short(number(run.record.get('parameters')))} parameters ({escape(shape)}), trained with the "
+        f"A student{count} ({escape(shape)}), trained with the "
         f"objective {escape(objective_words(run.record.get('objective')))}. {_budget(source, run)}"
         "Trained by IsoBudget, which asks whether distilling or pretraining from scratch gives the better student at the "
         "same cost."
@@ -128,12 +137,18 @@ def _summary(source: Source, run: Run) -> Iterator[str]:
     teacher = mapping(run.record.get("teacher"))
     if teacher:
         yield ""
-        yield f"Teacher: {escape(_name(teacher.get('path')))}, trained on {escape(teacher.get('trained_on'))} data."
+        yield f"Teacher: {escape(_name(teacher.get('path'), hub=teacher.get('hub') is True))}, trained on {escape(teacher.get('trained_on'))} data."
     control = run.control
     if control:
         yield ""
         yield f"This is a control ({escape(control.get('kind'))}), no contestant of the study."
     yield ""
+
+
+def _exported_layers(record: Json) -> int | None:
+    """Layers of the model in the folder; None where the record does not say."""
+    layers = record.get("exported_layers")
+    return layers if isinstance(layers, int) else None
 
 
 def _budget(source: Source, run: Run) -> str:
@@ -169,7 +184,7 @@ def _fine_tuned(run: Run) -> Iterator[str]:
 
 def _glue_source(run: Run) -> str:
     path = mapping(mapping(run.record.get("glue")).get("recipe")).get("path")
-    return _name(path) if path else HUB_GLUE
+    return _name(path, hub=path == HUB_GLUE) if path else HUB_GLUE
 
 
 def _scores(run: Run) -> list[tuple[str, ...]]:
@@ -202,12 +217,27 @@ def _accounts(source: Source, run: Run) -> list[tuple[str, ...]]:
     ]
 
 
+def _size(run: Run) -> list[tuple[str, ...]]:
+    """What using it costs, as it was measured at the end of the study; empty where it was not."""
+    model = mapping(run.record.get("model"))
+    rows = [
+        ("parameters", numbers.short(number(model.get("parameters")))),
+        ("of them without embeddings", numbers.short(number(model.get("parameters_without_embeddings")))),
+        ("weights on disk", numbers.size(number(model.get("bytes")))),
+    ]
+    for batch, found in passes(model).items():
+        p20, p50, p80 = (milliseconds(number(found.get(f"p{p}_ms"))) for p in (20, 50, 80))
+        rows.append((f"forward pass, batch of {batch}", f"{p50} ms (20th to 80th percentile: {p20} to {p80} ms)"))
+    rows += [("measured on", f"{conditions(model)}, the body without a head")] if passes(model) else []
+    return [(name, escape(value)) for name, value in rows if model and value != "–"]
+
+
 def _data(source: Source, run: Run) -> list[tuple[str, ...]]:
     record = run.record
     epochs = number(record.get("epochs"))
     devices, commit = _made_on(source, run)
     rows = [
-        ("sources", ", ".join(_name(part.get("path")) for part in _sources(source))),
+        ("sources", ", ".join(_source_names(source))),
         ("corpus", record.get("corpus")),
         ("tokens seen", numbers.count(number(record.get("tokens")))),
         ("of them unique", numbers.count(number(record.get("unique_tokens")))),
@@ -278,10 +308,25 @@ def _causal(run: Run) -> bool:
     return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or [])
 
 
-def _name(path: Any) -> str:
-    """A Hub name as it is; of a place on somebody's disk only its own name, for a card is made to be published."""
+def _name(path: Any, *, hub: bool) -> str:
+    """A Hub name as it is; of a place on somebody's disk only its own name, for a card is made to be published.
+
+    Which of the two it is was recorded when it was read: `corpora/mine` looks like either, wherever a card is written.
+    """
     text = str(path or "unknown")
-    return text if _HUB_NAME.match(text) and not Path(text).exists() else Path(text).name or text
+    return text if hub else Path(text).name or text
+
+
+def _from_hub(source: Source) -> list[str]:
+    """Those of the study's data sources that the Hub gave, as the run recorded it."""
+    parts = mapping(mapping(source.environment.get("data")).get("sources")).values()
+    given = {str(mapping(mapping(part).get("identity")).get("hub")) for part in parts}
+    return [path for part in _sources(source) if (path := str(part.get("path"))) in given]
+
+
+def _source_names(source: Source) -> list[str]:
+    given = _from_hub(source)
+    return [_name(part.get("path"), hub=part.get("path") in given) for part in _sources(source)]
 
 
 def _sources(source: Source) -> list[Json]:

@@ -105,6 +105,14 @@ def short(value: float | None) -> str:
     return f"{value / scale:.3g}\u202f{name}".strip()
 
 
+def size(value: float | None) -> str:
+    """Bytes in three significant digits, decimal: "3.89 MB"."""
+    if value is None:
+        return "–"
+    scale, name = next(((s, n) for s, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if value >= s), (1, "B"))
+    return f"{value / scale:.3g}\u202f{name}"
+
+
 def cost(value: float | None, unit_name: str | None) -> str:
     """An amount in a budget unit's human scale; a plain number for a unit this version does not know."""
     if value is None:

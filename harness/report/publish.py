@@ -113,7 +113,8 @@ def _run(analysis: Analysis, arm: Arm | None, run: Run) -> Json:
     for metric, by_arm in analysis.scores.items():
         if arm is not None and metric not in scores and run.seed in by_arm.get(arm.name, {}):
             scores[metric] = by_arm[arm.name][run.seed]
-    kept = {key: record[key] for key in ("glue", "energy", "copied", "control", "overrides") if record.get(key)}
+    told = ("glue", "energy", "copied", "control", "overrides", "model", "exported_layers")
+    kept = {key: record[key] for key in told if record.get(key)}
     return {
         "name": run.arm,
         "seed": run.seed,

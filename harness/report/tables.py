@@ -11,6 +11,7 @@ from harness.report import (
     nested_tables,
     pretraining_tables,
     score_tables,
+    size_tables,
     step_tables,
 )
 from harness.report.analysis import Analysis
@@ -35,6 +36,7 @@ def every(analysis: Analysis) -> list[Table]:
         cost_tables.accounts(analysis),
         step_tables.steps(analysis),
         step_tables.energy(analysis),
+        size_tables.size(analysis),
         cost_tables.efficiency(analysis),
         cost_tables.owed(analysis),
         comparison_tables.comparisons(analysis, "baseline"),

@@ -16,7 +16,7 @@ from harness.push import check_name, push_students
 from harness.report.model_card import card, write_cards
 from harness.report.source import read
 
-from .report_fakes import ARMS, edit_record, write_study
+from .report_fakes import ARMS, MODEL, edit_record, write_study
 
 HOSTILE = "<script>alert(1)</script>|"
 
@@ -164,14 +164,81 @@ def test_a_causal_student_is_told_from_its_own_config(study: Path) -> None:
     assert "AutoModelForCausalLM" in body
 
 
+def read_from(study: Path, **identities: dict[str, Any]) -> None:
+    """Record where each source was read from, as a run does."""
+    file = study / "environment.json"
+    sources = {label: {"identity": identity} for label, identity in identities.items()}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "data": {"sources": sources}}))
+
+
+def test_a_folder_that_looks_like_a_hub_name_is_never_published_as_one(study: Path) -> None:
+    """Wherever the card is written: the folder may lie below another directory, or on another machine."""
+    file = study / "study.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["data"]["sources"] = [{"path": "corpora/mine"}]
+    file.write_text(yaml.safe_dump(tree))
+    read_from(study, mine={"files": {"count": 1}})
+    glue = {**GLUE, "recipe": {"path": "corpora/glue"}}
+    teacher = {"path": "models/mine", "trained_on": "same"}
+    edit_record(study / "arms/no_kd/seed-1", glue=glue, teacher={**teacher, "hub": False})
+    edit_record(study / "arms/minilmv2/seed-1", teacher={**teacher, "path": "google-bert/bert", "hub": True})
+    write_cards(study)
+    header, body = parts(student(study, "no_kd"))
+    assert "datasets" not in header
+    assert {r["dataset"]["type"] for r in header["model-index"][0]["results"]} == {"own", "glue"}
+    assert not any(place in body for place in ("corpora/", "models/"))
+    assert "Teacher: mine," in body
+    assert "Teacher: google-bert/bert," in parts(student(study, "minilmv2"))[1]
+
+
+def test_a_card_describes_the_model_in_its_folder(study: Path) -> None:
+    """Layers that were never trained whole may have been left out of the export."""
+    folder = study / "arms/no_kd/seed-1"
+    tops = [f"bert.encoder.layer.{layer}.output.dense.weight" for layer in (0, 1)]
+    edit_record(folder, untrained_parameters=[*tops, "cls.predictions.bias"], exported_layers=1, parameters=942_000)
+    write_cards(study)
+    _, body = parts(student(study, "no_kd"))
+    assert "layers 1," in body
+    assert "942" not in body, "that many had the student that was trained"
+    assert tops[0] in body
+    assert tops[1] not in body
+    assert "cls.predictions.bias" in body
+    edit_record(folder, model=MODEL)
+    write_cards(study)
+    assert (
+        "A student of 600\u202fk parameters (family roberta-prelayernorm, layers 1,"
+        in parts(student(study, "no_kd"))[1]
+    )
+    assert (
+        "A student of 942\u202fk parameters (family roberta-prelayernorm, layers 2,"
+        in parts(student(study, "minilmv2"))[1]
+    )
+
+
+def test_a_card_says_what_using_the_student_costs_where_that_was_measured(study: Path) -> None:
+    edit_record(study / "arms/no_kd/seed-1", model=MODEL)
+    write_cards(study)
+    _, body = parts(student(study, "no_kd"))
+    for row in (
+        "| parameters | 600 k |", "| of them without embeddings | 100 k |", "| weights on disk | 2.4 MB |",
+        "| forward pass, batch of 1 | 5.70 ms (20th to 80th percentile: 5.47 to 6.29 ms) |",
+        "| forward pass, batch of 32 | 70.6 ms (20th to 80th percentile: 66.2 to 177 ms) |",
+        "| measured on | A CPU, 2 threads, fp32, sequences of 128 tokens, the body without a head |",
+    ):  # fmt: skip
+        assert row in body
+    assert "Size and latency" not in parts(student(study, "minilmv2"))[1]
+
+
 def test_only_names_that_the_hub_could_know_are_listed_as_data(study: Path) -> None:
     file = study / "study.yaml"
     tree = yaml.safe_load(file.read_text())
     tree["data"]["sources"] = [{"path": "wikimedia/wikipedia"}, {"path": "/scratch/own"}, {"path": "python-docs"}]
     file.write_text(yaml.safe_dump(tree))
+    read_from(study, wikipedia={"hub": "wikimedia/wikipedia"}, own={"files": {}})
     write_cards(study)
     header, body = parts(student(study, "no_kd"))
     assert header["datasets"] == ["wikimedia/wikipedia"]
+    assert "wikimedia/wikipedia" in body
     assert "/scratch" not in body  # a card is published; whose disk it was is nobody's business
     assert "own" in body
 

@@ -61,6 +61,15 @@ def test_dropping_the_untrained_top_exports_a_smaller_student_of_the_same_traini
     assert set(b) < set(a)
     assert all((a[n] == b[n]).all() for n in b)
     assert any("1 of 2 layers" in text for text in trimmed["warnings"])
+    # What travels with the student speaks of the weights in its folder.
+    folder = finished / "arms" / "trimmed" / "seed-1" / "student"
+    told = json.loads((folder / "isobudget.json").read_text())["untrained_parameters"]
+    dropped = set(trimmed["untrained_parameters"]) - set(told)
+    assert dropped
+    assert dropped.isdisjoint(b)
+    assert trimmed["model"]["parameters"] < plain["model"]["parameters"]
+    assert "layers 1," in (folder / "README.md").read_text()
+    assert not any(name in (folder / "README.md").read_text() for name in dropped)
     assert not plain["head_trained"]
     assert plain["untrained_parameters"]
 
