@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 Kind = Literal["plateau", "below_baseline", "no_better_than_untrained", "copied_errors", "instability", "weak_teacher"]
-# A loss that gains less than this share of its whole fall in the last half of the budget has stopped falling.
+# A loss that gains less than this share of its whole fall in the last half of its rows has stopped falling.
 # Where the share's own standard error is larger than that, nobody can tell.
 PLATEAU = 0.02
 # The median of |N(0, 1)|.
@@ -51,20 +51,32 @@ class Alarm:
         return asdict(self)
 
 
-def late_share(losses: Sequence[float]) -> tuple[float, float] | None:
-    """(share of a loss's whole fall that lies in the second half of the budget, that share's standard error).
+@dataclass(frozen=True)
+class Fall:
+    """By how much a loss fell from its first rows to its last, of that in the second half, and either's standard error."""
 
-    Means over a tenth of the rows each; the noise of a row is taken from its changes from row to row. None where
-    the loss did not fall, or on fewer than 20 rows.
-    """
+    whole: float
+    late: float
+    error: float
+
+
+def fall(losses: Sequence[float]) -> Fall | None:
+    """Means over a tenth of the rows each; the noise of a row is taken from its changes from row to row. None on fewer than 20 rows."""
     tenth = len(losses) // 10
     if tenth < 2:
         return None
     start, middle, end = (statistics.fmean(losses[i : i + tenth]) for i in (0, len(losses) // 2, len(losses) - tenth))
-    if start <= end:
-        return None
     noise = statistics.median(abs(b - a) for a, b in pairwise(losses)) / (NORMAL_MEDIAN * math.sqrt(2))
-    return (middle - end) / (start - end), noise * math.sqrt(2 / tenth) / (start - end)
+    return Fall(start - end, middle - end, noise * math.sqrt(2 / tenth))
+
+
+def late_share(losses: Sequence[float]) -> tuple[float, float] | None:
+    """(share of a loss's whole fall that lies in the second half of its rows, that share's standard error).
+
+    None where the loss did not fall, or on fewer than 20 rows.
+    """
+    found = fall(losses)
+    return None if found is None or found.whole <= 0 else (found.late / found.whole, found.error / found.whole)
 
 
 def spikes(losses: Sequence[float]) -> list[int]:
@@ -118,24 +130,39 @@ def of_trial(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> li
 
 
 def stalled(runs: Sequence[Sequence[Mapping[str, Any]]], *, arm: str) -> list[Alarm]:
-    """An objective that stopped falling early, on average over an arm's runs; composed objectives by their last phase.
+    """An objective that stopped falling early or never fell, on average over an arm's runs; of several phases the last is judged.
 
     Where an objective also learns from the text itself, the teacher's part is judged too: a falling cross-entropy
     would hide that distillation stands still.
     """
     found: list[Alarm] = []
-    losses = [cut[-1] for rows in runs if (cut := segments(rows))]
-    if len(losses) == len(runs) and _flat(losses):
-        text = f"{arm}: the training objective stopped falling before half of the budget was spent."
-        found.append(Alarm("plateau", arm, text))
+    cuts = [segments(rows) for rows in runs]
+    phased = any(len(cut) > 1 for cut in cuts)
+    if all(cuts) and (how := _stood_still([cut[-1] for cut in cuts], phased=phased)):
+        found.append(Alarm("plateau", arm, f"{arm}: the training objective {how}."))
     parts = [teacher_part(rows) for rows in runs]
-    if all(parts) and not found and _flat(parts):
-        text = (
-            f"{arm}: what it learns from its teacher stopped falling before half of the budget was spent; what it learns "
-            "from the text goes on."
-        )
+    if all(parts) and not found and (how := _stood_still(parts, phased=phased)):
+        text = f"{arm}: what it learns from its teacher {how}; what it learns from the text goes on."
         found.append(Alarm("plateau", arm, text))
     return found
+
+
+def _stood_still(runs: Sequence[Sequence[float]], *, phased: bool) -> str:
+    """How these runs' losses stood still, in words; empty where they fell, or where nobody can tell."""
+    if _never_fell(runs):
+        return f"never fell{' in its last phase' if phased else ''}: its last rows are no lower than its first"
+    if _flat(runs):
+        return f"stopped falling before half of {'its last phase was over' if phased else 'the budget was spent'}"
+    return ""
+
+
+def _never_fell(runs: Sequence[Sequence[float]]) -> bool:
+    """Whether these runs' mean fall is not above its standard error."""
+    falls = [each for losses in runs if (each := fall(losses)) is not None]
+    if not falls or len(falls) < len(runs):
+        return False
+    error = math.sqrt(sum(each.error**2 for each in falls)) / len(falls)
+    return statistics.fmean(each.whole for each in falls) <= error
 
 
 def _flat(runs: Sequence[Sequence[float]]) -> bool:

@@ -131,16 +131,14 @@ def _below_no_kd(analysis: Analysis) -> Iterator[Alarm]:
 
 
 def _copied(analysis: Analysis, arm: Arm) -> Iterator[Alarm]:
-    """Compare an arm's share of repeated teacher errors with the baseline's, where both are equally large.
+    """Compare an arm's share of repeated teacher errors with that of an equally large arm which had no teacher.
 
     By the own heads where both were trained, for that is where answers are copied; else by the read-outs. Seeds answer
     the same positions, so their mean share counts for one seed's number of positions.
     """
-    baseline = analysis.baseline
-    if baseline is None or arm.baseline:
-        return
-    sizes = [arm.mean("parameters"), baseline.mean("parameters")]
-    if None in sizes or abs((sizes[0] or 0) / (sizes[1] or 1) - 1) > _SAME_SIZE:
+    alike = [each for each in analysis.arms if each.from_scratch and _same_size(arm, each)]
+    baseline = min(alike, key=lambda each: not each.baseline, default=None)
+    if baseline is None or arm.from_scratch:
         return
     heads = ("mlm", "clm") if arm.head_trained and baseline.head_trained else ("readout",)
     mine, theirs = _repeated(arm.done, heads), _repeated(baseline.done, heads)
@@ -149,6 +147,11 @@ def _copied(analysis: Analysis, arm: Arm) -> Iterator[Alarm]:
         shares = statistics.fmean(s for _, s in mine), statistics.fmean(s for _, s in theirs)
         copied = Copied(errors, *shares, gain=_gain(analysis, arm, baseline, heads))
         yield from alarms.copies_errors(copied, arm=arm.name, baseline=baseline.name)
+
+
+def _same_size(arm: Arm, other: Arm) -> bool:
+    mine, theirs = arm.mean("parameters"), other.mean("parameters")
+    return mine is not None and theirs is not None and abs(mine - theirs) <= _SAME_SIZE * theirs
 
 
 def _gain(analysis: Analysis, arm: Arm, baseline: Arm, heads: tuple[str, ...]) -> float:

@@ -29,6 +29,7 @@ from harness.evaluate import agreement
 
 FALLING = [2 + 4 * math.exp(-i / 30) for i in range(120)]
 EARLY = [2 + 4 * math.exp(-i / 5) for i in range(120)]
+SOON = EARLY[::4]
 
 
 def rows(losses: list[float], term: str = "mlm") -> list[dict]:
@@ -39,6 +40,39 @@ def test_a_loss_that_stops_falling_early_is_a_plateau_and_a_steady_one_is_not() 
     assert [a.kind for a in stalled([rows(EARLY)], arm="a")] == ["plateau"]
     assert stalled([rows(FALLING)], arm="a") == []
     assert stalled([rows([6 - i / 40 for i in range(120)])], arm="a") == []
+
+
+def test_a_plateau_of_the_last_phase_is_told_as_that() -> None:
+    """Three quarters of the budget on the text, then a distillation that soon stands still."""
+    (alarm,) = stalled([rows(FALLING[:90]) + rows(SOON, "tinybert")], arm="a")
+    assert alarm.text == "a: the training objective stopped falling before half of its last phase was over."
+    (alarm,) = stalled([rows(EARLY)], arm="a")
+    assert alarm.text == "a: the training objective stopped falling before half of the budget was spent."
+    (alarm,) = stalled([rows(FALLING[:90], "mlm") + both(FALLING[:30], SOON)], arm="a")
+    assert "its teacher stopped falling before half of its last phase was over" in alarm.text
+
+
+@pytest.mark.parametrize("level", [0.0, 4.0])
+def test_a_loss_that_never_fell_is_a_plateau_from_the_first_row(level: float) -> None:
+    never = "a: the training objective never fell: its last rows are no lower than its first."
+    assert [a.text for a in stalled([rows([level] * 20)], arm="a")] == [never]
+    assert [a.text for a in stalled([rows([4 + i / 100 for i in range(100)])], arm="a")] == [never], "nor did this"
+    assert stalled([rows([level] * 19)], arm="a") == [], "too short to judge"
+    (alarm,) = stalled([rows(FALLING) + rows([level] * 30, "tinybert")], arm="a")
+    assert "never fell in its last phase" in alarm.text
+    (alarm,) = stalled([both(FALLING, [level] * 120)], arm="a")
+    assert alarm.text.startswith("a: what it learns from its teacher never fell")
+
+
+def test_a_loss_within_its_noise_never_fell_and_a_fall_of_some_of_it_did() -> None:
+    flat = [bool(stalled([rows(noisy([4.0] * 120, 0.3, seed))], arm="a")) for seed in range(200)]
+    slight = [
+        bool(stalled([rows(noisy([4 - i / 120 for i in range(120)], 0.3, seed))], arm="a")) for seed in range(200)
+    ]
+    assert sum(flat) >= 150, "five in six: the fall of a flat loss is above one standard error in the sixth"
+    assert sum(slight) == 0, "it falls by seven standard errors"
+    several = [rows(noisy([4.0] * 120, 0.3, seed)) for seed in range(3)] + [rows(FALLING)]
+    assert stalled(several, arm="a") == [], "on average over the runs it fell"
 
 
 def noisy(losses: list[float], size: float, seed: int) -> list[float]:

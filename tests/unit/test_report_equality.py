@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,27 @@ def test_copied_errors_are_an_alarm_against_an_equally_large_baseline_only(tmp_p
     assert "35\u202f%" in alarm["text"]
     for seed in (1, 2):
         edit_record(directory / f"arms/soft_targets/seed-{seed}", parameters=3_000_000)
+    assert not [a for a in build_report(directory)["alarms"] if a["kind"] == "copied_errors"]
+
+
+def test_copied_errors_are_held_against_a_student_without_a_teacher_whichever_arm_is_the_baseline(
+    tmp_path: Path,
+) -> None:
+    """The declared baseline is distilled and repeats as much: that excuses nothing; alone, it is no measure of copying."""
+    directory = write_study(tmp_path / "s", seeds=2, arms=ARMS[:3])
+    study = yaml.safe_load((directory / "study.yaml").read_text())
+    (directory / "study.yaml").write_text(yaml.safe_dump({**study, "baseline": ARMS[2].name}))
+    for seed in (1, 2):
+        for arm, share in ((ARMS[0].name, 0.14), (ARMS[1].name, 0.35), (ARMS[2].name, 0.35)):
+            copied = {"errors": 3000, "mlm": share, "readout": share}
+            edit_record(directory / f"arms/{arm}/seed-{seed}", copied=copied)
+    found = [a for a in build_report(directory)["alarms"] if a["kind"] == "copied_errors"]
+    assert {a["arm"] for a in found} == {ARMS[1].name, ARMS[2].name}
+    assert all(f"where {ARMS[0].name}, equally large" in a["text"] for a in found)
+    shutil.rmtree(directory / "arms" / ARMS[0].name)
+    study["arms"] = [arm for arm in study["arms"] if arm["name"] != ARMS[0].name]
+    (directory / "study.yaml").write_text(yaml.safe_dump({**study, "baseline": ARMS[2].name}))
+    edit_record(directory / f"arms/{ARMS[2].name}/seed-1", copied={"errors": 3000, "mlm": 0.1, "readout": 0.1})
     assert not [a for a in build_report(directory)["alarms"] if a["kind"] == "copied_errors"]
 
 
