@@ -53,6 +53,16 @@ start() { # SLOT WORK
   fi
 }
 
+# Bytes that the caches hold: what a prefetch has brought, it keeps there. What begins with a dot is half built, and begun anew.
+held() {
+  local cache=${XDG_CACHE_HOME:-${HOME:-}/.cache} folder folders=()
+  for folder in "${HF_HUB_CACHE:-${HF_HOME:-$cache/huggingface}/hub}" "${ISOBUDGET_CACHE:-$cache/isobudget}"; do
+    [[ ! -d $folder ]] || folders+=("$folder")
+  done
+  [[ ${#folders[@]} -gt 0 ]] || return 0
+  timeout 60 find "${folders[@]}" -mindepth 1 -name '.*' -prune -o -type f -printf '%s\n' | awk '{ n += $1 } END { printf "%.0f", n }'
+}
+
 marks=()
 ours=()
 worst=0
@@ -90,7 +100,11 @@ for position in "${!pids[@]}"; do
       code=75
     fi
     if [[ $code -eq 75 ]]; then
-      progress=$("${entry[@]}" status "$out" --progress --job "$name") || progress=
+      if [[ $verb == prefetch ]]; then
+        progress=$(held) || progress=
+      else
+        progress=$("${entry[@]}" status "$out" --progress --job "$name") || progress=
+      fi
       worth_another "$logs/$name.turns" "$progress" || code=1
     fi
   fi

@@ -56,7 +56,8 @@ def start(script: Path, **more: str) -> subprocess.Popen[bytes]:
     folder = script.parent.parent
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = kept | {"MARKS": str(folder), "PATH": path, "AT_START": ":"} | more
+    caches = {"ISOBUDGET_CACHE": str(folder / "cache"), "HF_HOME": str(folder / "hf")}
+    environment = kept | caches | {"MARKS": str(folder), "PATH": path, "AT_START": ":"} | more
     return subprocess.Popen(["bash", str(script), "0"], env=environment)
 
 
@@ -175,6 +176,23 @@ def test_a_warning_while_data_are_fetched_asks_for_another_turn_but_not_for_ever
         codes.append(process.wait(timeout=30))
     assert codes == [75, 75, 1]
     assert (folder / "scontrol").read_text().splitlines() == 2 * ["requeue 7"]
+
+
+def test_a_fetch_that_gets_on_keeps_its_turns_and_one_that_begins_anew_each_time_does_not(cache: Path) -> None:
+    """A corpus appears by one rename; until then it lies under a name with a dot, and the next turn throws it away."""
+    slurm, folder = queued(cache), cache.parent.parent
+
+    def turn(place: str, content: str) -> int:
+        write = f"mkdir -p {place}; printf {content} > {place}/file"
+        process = start(cache, **slurm, AT_START=f"trap - USR1; {write}; touch $MARKS/ready", TURNS="2")
+        until(folder / "ready")
+        (folder / "ready").unlink()
+        process.send_signal(signal.SIGUSR1)
+        return process.wait(timeout=30)
+
+    assert [turn(f"$HF_HOME/hub/{number}", "x") for number in range(2)] == [75, 75], "a download is kept"
+    assert [turn(f"$ISOBUDGET_CACHE/corpora/{number}", "x") for number in range(3)] == [75, 75, 75]
+    assert [turn("$ISOBUDGET_CACHE/corpora/.key-a", number * "x") for number in (1, 2)] == [75, 1]
 
 
 def test_data_that_cannot_be_had_need_a_person(cache: Path) -> None:
