@@ -61,6 +61,19 @@ class Attempts(Shape):
     attempts: list[Attempt]
 
 
+class Stage(Shape):
+    """A stage in jobs/graph.json."""
+
+    name: str
+    works: list[str]
+
+
+class Graph(Shape):
+    """jobs/graph.json: what `submit` made of a study."""
+
+    stages: list[Stage]
+
+
 class TrialRecord(Shape):
     """record.json of a trial: what decides whether it is done, and with what it may be compared."""
 

@@ -7,11 +7,9 @@ cannot be read is named; what the others say is shown all the same.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,18 @@ from harness.errors import ConfigError
 from harness.jobs import JOBS, WHOLE, Work
 from harness.recorded import attempts_of, last_word, unless_unreadable
 from harness.rundir import CACHE_SHARDS, STUDY, load_study
+from harness.standing import GRAPH, is_dead, standing, teacher_of, trains_a_teacher
+from harness.watchdog import SIGNS
 
 # A run that trains and has not moved for this long, or for this many of its own steps, is called silent.
 SILENT_S = 300.0
 SILENT_STEPS = 20
 
 # Files beside the jobs' records: what was submitted and its engine, and the count of turns that brought nothing.
-NO_JOBS = ("graph", "submitted", "ds_config", "turns")
+NO_JOBS = (GRAPH, "submitted", "ds_config", "turns")
+
+# Where trials and controls lie.
+TRIALS = ("arms/*/seed-*", "controls/*/*/seed-*")
 
 # What a run may be; the last four are trouble. Unreadable: the file that would say how it stands.
 STATES = ("done", "running", "waiting", "interrupted", "silent", "died", "failed", "unreadable")
@@ -64,6 +67,8 @@ class StudyStatus:
     state: str
     exit_code: int
     message: str
+    teacher: RunStatus | None
+    """The run that trains the study's teacher, where `submit` made one."""
     runs: list[RunStatus]
     controls: list[RunStatus]
     """Those that finished trials ask for."""
@@ -76,7 +81,7 @@ class StudyStatus:
 
     @property
     def all_runs(self) -> list[RunStatus]:
-        return [*self.runs, *self.controls]
+        return [*([self.teacher] if self.teacher else []), *self.runs, *self.controls]
 
     @property
     def verdict(self) -> int:
@@ -85,7 +90,8 @@ class StudyStatus:
             return 1
         if self.state in TROUBLE or self.unreadable:
             return 1
-        return 0 if self.state == "done" and all(run.state == "done" for run in self.all_runs) else 75
+        # A finished study needs its teacher's run no longer.
+        return 0 if self.state == "done" and all(run.state == "done" for run in (*self.runs, *self.controls)) else 75
 
 
 def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) -> StudyStatus:
@@ -107,40 +113,85 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
             remedy="correct that, and start it again",
         )  # fmt: skip
     study = load_study(root)
-    look = partial(_look, root, status, whole, now, silent_s)
-    runs = [
+    wanted = unless_unreadable(lambda: controls.wanted(study, root), unreadable) or []
+    ages = [_heartbeat(file.parent, now) for trials in TRIALS for file in root.glob(f"{trials}/*.json*")]
+    look = partial(
+        _look, root, _Whole(status, whole, min((a for a in ages if a is not None), default=None)), now, silent_s
+    )
+    found = [
         look(
             arm=arm.name, seed=seed, folder=root / "arms" / arm.name / f"seed-{seed}", job=Work("train", arm.name, seed).name,
-            limit=study.limit.limit, done=lambda record: record.get("state") == "done",
+            limit=study.limit.limit, done=_is_done,
         )
         for arm in study.arms
         for seed in study.seeds
-    ]  # fmt: skip
-    beside = [
+    ] + [
         look(
             arm=each.label, seed=each.seed, folder=each.folder(root), job=Work("control", each.of, each.seed).name,
             limit=each.tokens, done=each.made,
         )
-        for each in unless_unreadable(lambda: controls.wanted(study, root), unreadable) or []
+        for each in wanted
     ]  # fmt: skip
-    state = status.get("state") or ("unreadable" if unreadable else "waiting")
-    if state == "running" and whole and _is_dead(whole[-1]):
-        state = "died"
+    runs = _one_at_a_time(found)
     names = [file.stem for file in sorted(root.glob(f"{JOBS}/*.json")) if file.stem not in NO_JOBS]
     jobs = [{"job": name, "attempts": attempts_of(root, name, unreadable)} for name in names]
+    word = standing(status, jobs, dead=status.get("state") == "running" and bool(whole) and is_dead(whole[-1]))
+    state = word.get("state") or ("unreadable" if unreadable else "waiting")
+    if not word and all(run.state == "done" for run in runs) and trains_a_teacher(root):
+        state = "done"
+    teacher = teacher_of(root, unreadable)
+    trained = None if teacher is None else _teacher(*teacher, now, silent_s)
     # A job that trains a trial is named with its trial.
-    theirs = {text for run in (*runs, *beside) for text in run.unreadable}
+    theirs = {text for run in (*runs, *([trained] if trained else [])) for text in run.unreadable}
     whose = [text for text in dict.fromkeys(unreadable) if text not in theirs]
+    own = len(found) - len(wanted)
     return StudyStatus(
-        study.name, state, status.get("exit_code") or 0, status.get("message", ""), runs, beside, jobs, whose
-    )
+        study.name, state, word.get("exit_code") or 0, word.get("message", ""), trained, runs[:own], runs[own:], jobs, whose
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The run of a whole study, which takes one trial after another."""
+
+    word: dict[str, Any]
+    attempts: list[dict[str, Any]]
+    moved_s: float | None
+    """Since anything moved in any trial."""
+
+    def is_later(self, attempt: dict[str, Any]) -> bool:
+        """Whether it began behind this attempt of a job; one that was refused never began."""
+        return max((each["started"] for each in self.attempts if "ranks" in each), default=0.0) > attempt["started"]
+
+
+def _is_done(record: dict[str, Any]) -> bool:
+    return record.get("state") == "done"
+
+
+def _teacher(folder: Path, work: Work, now: float, silent_s: float) -> RunStatus:
+    """The run that trains a teacher; its budget is unknown until it has entered its directory."""
+    unreadable: list[str] = []
+    whole = _Whole(last_word(folder, unreadable), attempts_of(folder, WHOLE, unreadable), _heartbeat(folder, now))
+    try:
+        limit = load_study(folder).limit.limit if (folder / STUDY).exists() else float("inf")
+    except ConfigError as error:
+        limit = float("inf")
+        unreadable.append(str(error))
+    run, _ = _look(
+        folder, whole, now, silent_s, arm=work.arm, seed=work.seed, folder=folder / "arms" / work.arm / f"seed-{work.seed}",
+        job=work.name, limit=limit, done=_is_done,
+    )  # fmt: skip
+    return replace(run, arm=f"teacher: {run.arm}", unreadable=[*unreadable, *run.unreadable])
 
 
 def _look(
-    root: Path, status: dict[str, Any], whole: list[dict[str, Any]], now: float, silent_s: float, *, arm: str, seed: int,
-    folder: Path, job: str, limit: float, done: Callable[[dict[str, Any]], bool],
-) -> RunStatus:  # fmt: skip
-    """One run; `limit` is its budget in its ledger's unit, and `done` says whether its record is the one that is wanted."""
+    root: Path, whole: _Whole, now: float, silent_s: float, *, arm: str, seed: int, folder: Path, job: str, limit: float,
+    done: Callable[[dict[str, Any]], bool],
+) -> tuple[RunStatus, bool]:  # fmt: skip
+    """One run, and whether it is said to be at work by the run of the whole study.
+
+    `limit` is its budget in its ledger's unit, and `done` says whether its record is the one that is wanted.
+    """
     unreadable: list[str] = []
     attempts = attempts_of(root, job, unreadable)
     record = unless_unreadable(lambda: kept.read(folder / "record.json", kept.TrialRecord), unreadable) or {}
@@ -152,29 +203,33 @@ def _look(
     step = record.get("steps") or posted.get("step") or 0
     fraction = min(1.0, spent / limit)
     speed, rate = _speed(rows or [])
-    # Before its first step a run may fill its teacher's cache, which has a file of its own.
-    ages = [a for name in ("ledger.jsonl", CACHE_SHARDS) if (a := _age(folder / name, now)) is not None]
-    age = min(ages, default=None)
+    age = _heartbeat(folder, now)
     last = attempts[-1] if attempts else {}
+    of_whole = not last or whole.is_later(last)
     eta = (1 - fraction) / rate if rate and fraction < 1 else None
     if done(record):
         state, eta = "done", None
     elif unsure:
         state = "unreadable"
-    elif last:
+    elif not of_whole:
         # A job that found nothing to do yet, or whose work is another now, is done; its run is not.
         state = "waiting" if last["state"] == "done" else last["state"]
     elif age is None:
         state = "waiting"
     else:
-        # No job of its own: the run of the whole study is at it, or was.
-        state = status.get("state") or "interrupted"
-        last = (whole or [{}])[-1]
+        state = whole.word.get("state") or "interrupted"
+        last = (whole.attempts or [{}])[-1]
         state = "interrupted" if state == "done" else state
-    if state == "running" and _is_dead(last):
+    if state == "running" and is_dead(last):
         state = "died"
     elif state == "running":
-        since = min(a for a in (age, now - last.get("started", now)) if a is not None)
+        moved = [whole.moved_s if of_whole else age, now - last.get("started", now)]
+        since = min(a for a in moved if a is not None)
+        stepped = _age(folder / "ledger.jsonl", now)
+        if stepped is None or stepped > since:
+            # It reads data and models, which may take long and moves no file; its watch lives, and ends it when it hangs.
+            sign = _age((root if of_whole else root / JOBS / job) / SIGNS / "rank-0.json", now)
+            since = since if sign is None else min(since, sign)
         step_s = 1 / (speed[1]) if speed and speed[1] else 0.0
         if since > max(silent_s, SILENT_STEPS * step_s):
             state = "silent"
@@ -182,7 +237,17 @@ def _look(
         arm, seed, state, 1.0 if state == "done" else fraction, step, speed[0] if speed else None,
         eta if state == "running" else None, age, last.get("host"), [a.get("exit_code") for a in attempts],
         last.get("message", ""), unreadable,
-    )  # fmt: skip
+    ), of_whole  # fmt: skip
+
+
+def _one_at_a_time(found: list[tuple[RunStatus, bool]]) -> list[RunStatus]:
+    """Of the begun trials of a run of the whole study, it is at the one that moved last; its others wait."""
+    begun = [run for run, of_whole in found if of_whole and run.state in ("running", "silent")]
+    now = min(begun, key=lambda run: run.heartbeat_age_s or 0.0, default=None)
+    return [
+        replace(run, state="waiting", eta_s=None) if any(run is each for each in begun) and run is not now else run
+        for run, _ in found
+    ]
 
 
 def _speed(rows: list[dict[str, Any]]) -> tuple[tuple[float, float] | None, float | None]:
@@ -197,17 +262,10 @@ def _speed(rows: list[dict[str, Any]]) -> tuple[tuple[float, float] | None, floa
     return None, None
 
 
-def _is_dead(attempt: dict[str, Any]) -> bool:
-    """True when the attempt ran on this machine and its process is gone; other machines cannot be asked."""
-    if attempt.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(attempt["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+def _heartbeat(folder: Path, now: float) -> float | None:
+    """Seconds since a trial last moved. Before its first step it may fill its teacher's cache, which has a file of its own."""
+    ages = [_age(folder / name, now) for name in ("ledger.jsonl", CACHE_SHARDS)]
+    return min((age for age in ages if age is not None), default=None)
 
 
 def _age(path: Path, now: float) -> float | None:

@@ -83,6 +83,8 @@ def show(found: StudyStatus) -> None:
             print(f"{run.arm} · {run.seed}: {run.message}")
         for text in run.unreadable:
             print(f"{run.arm} · {run.seed}: {text}")
+    if found.state == "failed":
+        print(f"{found.name}: {found.message}")
     for text in found.unreadable:
         print(text)
 

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from harness import cli, kept, runs
+from harness import cli, kept, recorded, runs
 from harness.budget import Account, Budget, Ledger, parse_postings
 from harness.commands.status import show
 from harness.errors import CheckpointError, IsoBudgetError
@@ -41,6 +41,8 @@ FILES: dict[str, Any] = {
     "identity.json": {"identity": {"code": {"source": "x"}}, "overrides": []},
     "jobs/study.json": {"job": "study", "attempts": [ATTEMPT]},
     "jobs/train-a-seed-1.json": {"job": "train-a-seed-1", "attempts": [ATTEMPT]},
+    "jobs/report.json": {"job": "report", "attempts": [ATTEMPT]},
+    "jobs/graph.json": {"stages": [{"name": "teacher", "works": ["a:1"]}]},
     f"{TRIAL}/record.json": {"state": "done", "steps": 7, "tokens": 64, "charged": 990, "engine": {}, "control": None},
     f"{TRIAL}/ledger.jsonl": POSTING,
     f"{TRIAL}/metrics.jsonl": ROW,
@@ -76,8 +78,8 @@ def everything_that_reads(root: Path) -> list[Callable[[], object]]:
         lambda: directory.admit({"code": {"source": "x"}}, frozenset()),
         lambda: holder(root),
         lambda: JobRecord(root, "train-a-seed-1").attempts(),
-        lambda: runs.recorded_exit_code(root),
-        lambda: runs.recorded_exit_code(root, job="study"),
+        lambda: recorded.recorded_exit_code(root),
+        lambda: recorded.recorded_exit_code(root, job="study"),
         lambda: kept.whole_objects(root / TRIAL / "metrics.jsonl"),
         resumed,
     ]

@@ -67,9 +67,9 @@ def test_a_first_failure_under_a_scheduler_leaves_its_true_code(
     directory.open(validate(STUDY, where="test"), resume=False)
     directory.status("running")
     directory.close()
-    assert runs.recorded_exit_code(out) == 1
+    assert recorded.recorded_exit_code(out) == 1
     directory.status("done")
-    assert runs.recorded_exit_code(out) == 0
+    assert recorded.recorded_exit_code(out) == 0
 
 
 def test_a_person_who_mistypes_gets_no_directory(tiny: TinyStudy, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_refused_run_rewrites_neither_study_nor_status_of_a_finished_one(finis
     before = {name: (finished / name).read_bytes() for name in ("study.yaml", "status.json")}
     assert refuse("--study", "no_such_study", "--out", str(finished), *flag) == 2
     assert {name: (finished / name).read_bytes() for name in before} == before
-    assert runs.recorded_exit_code(finished) == 2, "its launcher asks how this attempt ended"
+    assert recorded.recorded_exit_code(finished) == 2, "its launcher asks how this attempt ended"
     found = runs.read(finished)
     assert (found.state, found.exit_code) == ("done", 0)
 
@@ -172,7 +172,7 @@ def test_a_refused_job_is_an_attempt_with_its_code(finished: Path, work: str, wo
     RunDirectory(finished).status("interrupted", exit_code=75)
     name = {"a:1": "train-a-seed-1", "evaluation:a:1": "evaluation-a-seed-1", "report": "report"}[work]
     assert refuse("job", work, "--out", str(finished), *words) == 2
-    assert runs.recorded_exit_code(finished, job=name, after="before") == 2
+    assert recorded.recorded_exit_code(finished, job=name, after="before") == 2
     (attempts,) = [job["attempts"] for job in runs.read(finished).jobs if job["job"] == name]
     assert [attempt["exit_code"] for attempt in attempts] == [2]
     if work == "a:1":

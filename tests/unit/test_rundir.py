@@ -15,7 +15,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from harness import cli, rundir, runs
+from harness import cli, recorded, rundir
 from harness.budget import Account, Budget, Charge, Ledger
 from harness.commands import job
 from harness.errors import CheckpointError, ConfigError
@@ -194,7 +194,7 @@ def test_a_run_refused_after_it_entered_leaves_the_study_as_it_was_and_its_code(
     before = contents(root)
     assert cli.main([*arguments(tiny, root), "--auto-resume"]) == 3
     assert contents(root) == before
-    assert runs.recorded_exit_code(root) == 3
+    assert recorded.recorded_exit_code(root) == 3
 
 
 def test_a_job_refused_after_it_entered_leaves_its_code_and_no_lock(
@@ -202,7 +202,7 @@ def test_a_job_refused_after_it_entered_leaves_its_code_and_no_lock(
 ) -> None:
     root = beside_a_lost_teacher
     assert cli.main(["job", "no_kd:2", *arguments(tiny, root)]) == 3
-    assert runs.recorded_exit_code(root, job="train-no_kd-seed-2") == 3
+    assert recorded.recorded_exit_code(root, job="train-no_kd-seed-2") == 3
     assert not (root / ".holder.json").exists()
     with FileLock(root / "jobs" / "no_kd-seed-2.lock", timeout=0):
         pass
@@ -265,7 +265,7 @@ def test_a_job_whose_record_holds_no_attempt_can_end(done: Path) -> None:
     JobRecord(done, "study").end("interrupted", exit_code=75, message="hang: x")
     (attempt,) = JobRecord(done, "study").attempts()
     assert (attempt["state"], attempt["exit_code"], attempt["pid"]) == ("interrupted", 75, os.getpid())
-    assert runs.recorded_exit_code(done) == 75
+    assert recorded.recorded_exit_code(done) == 75
 
 
 @pytest.mark.parametrize(("codes", "code"), [((None, 4), 4), ((None, None), 1), ((75, None), 1)])

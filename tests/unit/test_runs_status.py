@@ -18,6 +18,7 @@ from harness.errors import ConfigError
 from harness.jobs import JobDirectory, JobRecord, Work, open_alone
 from harness.rundir import CACHE_SHARDS, RunDirectory, write_json
 from harness.study import load, validate
+from harness.watchdog import SIGNS
 from tests.support.tiny import TinyStudy
 
 STUDY = {
@@ -60,6 +61,13 @@ def attempt(out: Path, state: str, *, host: str = "elsewhere", pid: int = 1, **m
     record._write([{"state": state, "started": NOW - 3600, "host": host, "pid": pid, **more}])
 
 
+def gone() -> int:
+    """The number of a process of this machine that has ended."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return child.pid
+
+
 def test_a_run_shows_its_budget_step_speed_and_time_left(out: Path) -> None:
     trial(out)
     attempt(out, "running")
@@ -100,11 +108,8 @@ def test_a_run_that_has_just_begun_again_is_not_silent(out: Path) -> None:
 
 
 def test_a_process_that_is_gone_from_this_machine_has_died(out: Path) -> None:
-    child = subprocess.Popen(["true"])
-    child.wait()
-    gone = child.pid
     trial(out)
-    attempt(out, "running", host=socket.gethostname(), pid=gone)
+    attempt(out, "running", host=socket.gethostname(), pid=gone())
     assert runs.read(out, now=NOW).runs[0].state == "died"
 
 
@@ -153,6 +158,186 @@ def test_the_command_prints_a_table_or_json_and_refuses_what_is_no_study(
     table = json.loads(capsys.readouterr().out)
     assert table["runs"][0]["exit_codes"] == [5]
     assert cli.main(["status", str(tmp_path / "absent")]) == 2
+
+
+# -- the study as a whole ----------------------------------------------------------------------------------
+def finish(out: Path) -> None:
+    for seed in (1, 2):
+        (trial(out, seed) / "record.json").write_text(json.dumps({"state": "done", "charged": 990, "steps": 7}))
+
+
+def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """What is recorded from here on is recorded then."""
+    monkeypatch.setattr(time, "time", lambda: NOW + seconds)
+
+
+def test_a_report_that_failed_before_it_gathered_needs_a_person(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(out)
+    record = JobRecord(out, "report")
+    at(monkeypatch, -100)
+    record.begin(world=1)
+    assert runs.read(out, now=NOW).verdict == 75, "it is at it"
+    record.end("failed", exit_code=3, message="no teacher there")
+    found = runs.read(out, now=NOW)
+    assert (found.state, found.exit_code, found.message, found.verdict) == ("failed", 3, "no teacher there", 1)
+    assert cli.main(["status", str(out)]) == 1
+    assert "no teacher there" in capsys.readouterr().out
+    at(monkeypatch, -90)
+    record.begin(world=1)
+    record.end("interrupted", exit_code=75)
+    assert runs.read(out, now=NOW).verdict == 75, "it comes again"
+    at(monkeypatch, -80)
+    record.begin(world=1)
+    RunDirectory(out).status("done")
+    record.end("done")
+    assert runs.read(out, now=NOW).verdict == 0
+    at(monkeypatch, -70)
+    record.refused("failed", exit_code=2, message="a misspelt flag", since=0.0)
+    assert runs.read(out, now=NOW).verdict == 0, "a finished study stays finished"
+
+
+def test_a_report_that_failed_behind_its_gathering_is_not_done(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(out)
+    record = JobRecord(out, "report")
+    at(monkeypatch, -100)
+    record.begin(world=1)
+    RunDirectory(out).status("done")
+    at(monkeypatch, -99)
+    record.end("failed", exit_code=5, message="the disk is full")
+    found = runs.read(out, now=NOW)
+    assert (found.state, found.message, found.verdict) == ("failed", "the disk is full", 1)
+
+
+def test_a_report_whose_process_is_gone_has_died(out: Path) -> None:
+    finish(out)
+    JobRecord(out, "report")._write([{"state": "running", "started": NOW, "host": socket.gethostname(), "pid": gone()}])
+    found = runs.read(out, now=NOW)
+    assert (found.state, found.verdict) == ("died", 1)
+
+
+def test_a_failed_study_that_was_submitted_again_waits_for_its_report(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial(out)
+    report = JobRecord(out, "report")
+    at(monkeypatch, -500)
+    attempt(out, "interrupted", exit_code=75, host="elsewhere")
+    report.begin(world=1)
+    at(monkeypatch, -490)
+    RunDirectory(out).status("failed", exit_code=1, message="2 of 2 runs unfinished")
+    at(monkeypatch, -489)
+    report.end("failed", exit_code=1)
+    found = runs.read(out, now=NOW)
+    assert (found.state, found.message, found.verdict) == ("failed", "2 of 2 runs unfinished", 1)
+    attempt(out, "running", started=NOW - 60)
+    found = runs.read(out, now=NOW)
+    assert (found.state, found.exit_code, found.verdict) == ("waiting", 0, 75)
+    attempt(out, "failed", started=NOW - 60, exit_code=5)
+    assert runs.read(out, now=NOW).verdict == 1, "now the trial has failed"
+    attempt(out, "done", started=NOW - 60, exit_code=0)
+    at(monkeypatch, -50)
+    report.begin(world=1)
+    report.end("failed", exit_code=3, message="no teacher there")
+    assert runs.read(out, now=NOW).message == "no teacher there"
+
+
+# -- the teacher that is trained for it --------------------------------------------------------------------
+def test_the_run_that_trains_the_teacher_is_shown_and_its_directory_can_be_done(out: Path) -> None:
+    folder = out / "teacher"
+    stage = {"name": "teacher", "works": ["big:7"]}
+    (out / "jobs").mkdir()
+    write_json(out / "jobs" / "graph.json", {"stages": [stage, {"name": "cache", "works": [""]}]})
+    teacher = runs.read(out, now=NOW).teacher
+    assert teacher is not None
+    assert (teacher.arm, teacher.seed, teacher.state) == ("teacher: big", 7, "waiting")
+    job = Work("train", "big", 7).name
+    (folder / "jobs").mkdir(parents=True)
+    JobRecord(folder, job).begin(world=1)
+    JobRecord(folder, job).end("failed", exit_code=3, message="no such data")
+    found = runs.read(out, now=NOW)
+    assert found.teacher is not None
+    assert (found.teacher.state, found.teacher.message, found.verdict) == ("failed", "no such data", 1)
+    assert found.all_runs[0] == found.teacher
+    (folder / "study.yaml").write_text(
+        yaml.safe_dump({**STUDY, "arms": [{"name": "big", "objective": "mlm"}], "seeds": [7]})
+    )
+    trained = folder / "arms" / "big" / "seed-7"
+    trained.mkdir(parents=True)
+    assert runs.read(folder, now=NOW).verdict == 1
+    (trained / "record.json").write_text(json.dumps({"state": "done"}))
+    assert (runs.read(folder, now=NOW).state, runs.read(folder, now=NOW).verdict) == ("done", 0)
+    found = runs.read(out, now=NOW)
+    assert found.teacher is not None
+    assert (found.teacher.state, found.verdict) == ("done", 75)
+    finish(out)
+    RunDirectory(out).status("done")
+    shutil.rmtree(folder)
+    assert runs.read(out, now=NOW).verdict == 0, "a finished study needs its teacher's run no longer"
+
+
+# -- a run of the whole study ------------------------------------------------------------------------------
+def whole(out: Path, started: float) -> None:
+    RunDirectory(out).status("running")
+    JobRecord(out, "study")._write(
+        [{"state": "running", "started": started, "host": "elsewhere", "pid": 1, "ranks": 2}]
+    )
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted", "done"])
+def test_a_whole_run_that_goes_on_with_a_jobs_trial_has_it(out: Path, state: str) -> None:
+    trial(out)
+    attempt(out, state, exit_code=5, message="diverged")
+    whole(out, NOW - 1800)
+    found = runs.read(out, now=NOW)
+    assert (found.runs[0].state, found.runs[0].message, found.verdict) == ("running", "", 75)
+    attempt(out, "failed", started=NOW - 900, exit_code=5, message="diverged")
+    assert (runs.read(out, now=NOW).runs[0].state, runs.read(out, now=NOW).verdict) == ("failed", 1), "the job is later"
+
+
+def test_a_refused_whole_run_takes_no_trial_from_the_job_that_trains_it(out: Path) -> None:
+    trial(out)
+    attempt(out, "running")
+    JobRecord(out, "study").refused("failed", exit_code=2, message="a job is at work", since=0.0)
+    assert runs.read(out, now=NOW).runs[0].state == "running"
+
+
+def test_a_whole_run_is_silent_only_when_none_of_its_trials_moved(out: Path) -> None:
+    trial(out, seed=2, moved_s_ago=9000)
+    whole(out, NOW - 1000)
+    assert [run.state for run in runs.read(out, now=NOW).runs] == ["waiting", "silent"]
+    first = trial(out, seed=1, moved_s_ago=10)
+    found = runs.read(out, now=NOW)
+    assert [run.state for run in found.runs] == ["running", "waiting"]
+    assert found.verdict == 75
+    os.utime(first / "ledger.jsonl", (NOW - 301, NOW - 301))
+    found = runs.read(out, now=NOW)
+    assert [run.state for run in found.runs] == ["silent", "waiting"]
+    (first / "record.json").write_text(json.dumps({"state": "done"}))
+    os.utime(first / "ledger.jsonl", (NOW - 200, NOW - 200))
+    assert [run.state for run in runs.read(out, now=NOW).runs] == ["done", "running"], "it has just come to the second"
+
+
+@pytest.mark.parametrize("of_whole", [False, True], ids=["job", "whole run"])
+def test_what_loads_before_its_first_step_is_not_silent_while_its_watch_lives(out: Path, of_whole: bool) -> None:
+    folder = trial(out, moved_s_ago=9000)
+    if of_whole:
+        whole(out, NOW - 1000)
+    else:
+        attempt(out, "running", started=NOW - 1000)
+    sign = (out if of_whole else out / "jobs" / "train-a-seed-1") / SIGNS / "rank-0.json"
+    sign.parent.mkdir(parents=True)
+    sign.touch()
+    for sign_s, stepped_s, state in (
+        (4, 9000, "running"),
+        (301, 9000, "silent"),
+        (4, 400, "silent"),
+        (4, 299, "running"),
+    ):
+        os.utime(sign, (NOW - sign_s, NOW - sign_s))
+        os.utime(folder / "ledger.jsonl", (NOW - stepped_s, NOW - stepped_s))
+        assert runs.read(out, now=NOW).runs[0].state == state, (sign_s, stepped_s)
 
 
 # -- many jobs, one directory ----------------------------------------------------------------------------
