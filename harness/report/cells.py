@@ -22,6 +22,10 @@ ACCOUNT_NAMES = {
 }
 
 
+# Beneath a table that marks comparisons: a mark is no praise.
+MARKED = "Marked: the interval excludes zero, whichever arm is the better one."
+
+
 @dataclass(frozen=True)
 class Cell:
     """Text with an optional second line, a tooltip and a role ("best", "muted", "flag" or none)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.compare import ALPHA, SEEDS_CAP, Comparison
 from harness.report import numbers
 from harness.report.analysis import Analysis
-from harness.report.cells import Cell, Table
+from harness.report.cells import MARKED, Cell, Table
 from harness.report.domains import PREFIX as DOMAIN
 from harness.report.source import Json
 
@@ -55,7 +55,7 @@ def _comparison_table(
     notes = [
         f"Positive: the first arm is better. Paired by seed, Student's t. {_joint(tested, score_by_score=metric)}"
         "Detectable: the true difference that as many seeds find with 80 % power. "
-        "Needed: the seeds that find a true difference as large as the observed one.",
+        "Needed: the seeds that find a true difference as large as the observed one. " + MARKED,
     ]
     reasons = analysis.flags(dict.fromkeys(c.metric for c in shown if not c.meaningful))
     notes += [f"† Meaningless: {'; '.join(reasons)}."] if reasons else []

@@ -9,7 +9,7 @@ from harness.report import numbers
 from harness.report.analysis import REFERENCES, Analysis
 from harness.report.axis import axis
 from harness.report.bars import Effect, Effects
-from harness.report.cells import Cell, Table, arm_cell
+from harness.report.cells import MARKED, Cell, Table, arm_cell
 from harness.report.domains import GAP, INSIDE, OUTSIDE, Domains, left_out, sentences
 from harness.report.score_tables import REFERENCE_NAMES
 from harness.report.source import Json, mapping, number
@@ -106,7 +106,8 @@ def effects(analysis: Analysis) -> Table:
     notes = [
         "Paired by seed; intervals and p are corrected for the arms of one text (Bonferroni). Out minus in: the paired difference of both effects, "
         "positive where an arm's advantage is larger out of domain. Texts differ in how much there is to learn of them: it says "
-        "how far an advantage carries over in nats, not why."
+        "how far an advantage carries over in nats, not why.",
+        MARKED,
     ]
     title = f"Effects against {base}, text by text"
     return Table("domain_effects", title, columns, rows, records, notes=notes if rows else [])

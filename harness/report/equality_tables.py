@@ -6,7 +6,7 @@ from harness.compare import Comparison
 from harness.report import numbers
 from harness.report.analysis import Analysis, describe_unit
 from harness.report.axis import scale_of
-from harness.report.cells import Cell, Table, arm_cell
+from harness.report.cells import MARKED, Cell, Table, arm_cell
 from harness.report.currency import Currency
 from harness.report.noise import UNEQUAL, hardware_of
 from harness.report.source import Json
@@ -36,6 +36,8 @@ def currencies(analysis: Analysis) -> Table:
     ]
     if notes and any(c.family_size > 1 for c in (*main.values(), *(c for each in shown for c in each.comparisons))):
         notes.append("Differences: ± half the 95 % interval, for all arms of a column together.")
+    if notes:
+        notes.append(MARKED)
     return Table("currencies", "In both currencies", columns, rows if shown else [], records, notes=notes)
 
 

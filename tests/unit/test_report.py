@@ -410,6 +410,17 @@ def test_declared_differences_and_what_the_teacher_was_trained_on_stand_beside_t
     assert "optimizer.lr: 0.002 where the others have 0.003." in page_of(directory).text
 
 
+def test_a_marked_difference_says_that_a_mark_is_no_praise(tmp_path: Path) -> None:
+    """Arms that are surely worse than the baseline are marked too."""
+    directory = write_study(tmp_path / "s", seeds=4, noise=0.001)
+    build_report(directory)
+    sections = (directory / "report.md").read_text().split("\n## ")
+    marked = [text for text in sections if re.search(r"\| \*\*[\u2212+]", text)]
+    assert any("**\u2212" in text for text in marked)
+    assert len(marked) > 1
+    assert all("whichever arm is the better one" in text for text in marked)
+
+
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
 
