@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import IsoBudgetError, refused_by_system
+from harness.errors import IsoBudgetError, Preempted, refused_by_system
 
 
 @dataclass
@@ -69,10 +69,14 @@ class Ranks:
         return value
 
     def agree(self, error: IsoBudgetError | None) -> None:
-        """Raise the first error any rank met, on every rank; ranks that met none pass their None."""
+        """Raise the first error any rank met, on every rank; ranks that met none pass their None.
+
+        A rank that only stopped because another failed says Preempted: that is raised where nobody met anything else,
+        or a scheduler would start again what cannot succeed.
+        """
         errors = [e for e in self.gather(error) if e is not None]
         if errors:
-            raise errors[0]
+            raise next((e for e in errors if not isinstance(e, Preempted)), errors[0])
 
     def together(self, action: Callable[[], Any]) -> Any:
         """Every rank acts on what is its own; the first error any of them met is raised on every rank."""

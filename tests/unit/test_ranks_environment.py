@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.errors import DataError, IsoBudgetError, Preempted
 from harness.hardware import SPINS, WAITING
 from harness.ranks import UNSAID, Ranks, from_environment
 
@@ -110,3 +111,24 @@ def test_ranks_that_torchrun_restarted_around_a_shared_store_are_refused_at_once
     )  # fmt: skip
     assert "ConfigError: restarted by torchrun" in done.stderr
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in done.stderr
+
+
+class Gathered(Ranks):
+    """A rank that is told what the others met."""
+
+    met: tuple[IsoBudgetError | None, ...] = ()
+
+    def gather(self, value: object) -> list[object]:
+        return list(self.met)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_what_made_others_stop_is_raised_and_not_that_they_stopped(order: tuple[int, ...]) -> None:
+    met = (Preempted("stopped while other ranks fine-tune"), DataError("a student"), None)
+    ranks = Gathered()
+    ranks.met = tuple(met[i] for i in order)
+    with pytest.raises(DataError, match="a student"):
+        ranks.agree(None)
+    ranks.met = (None, met[0], None)
+    with pytest.raises(Preempted):
+        ranks.agree(None)
