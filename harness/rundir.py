@@ -65,6 +65,19 @@ def replace(path: Path, content: bytes) -> None:
         raise refused_by_system(error, path) from None
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """As `replace`, and makes the file's folder where it is missing.
+
+    Raises:
+        CheckpointError: as `replace`.
+    """
+    try:
+        make_folder(path.parent)
+    except OSError as error:
+        raise refused_by_system(error, path.parent) from None
+    replace(path, content)
+
+
 class RunDirectory:
     """One study on disk, locked while this process works on it."""
 

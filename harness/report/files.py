@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from harness.report.source import Json
+from harness.rundir import write_file
 
 
 def finite(value: Any) -> Any:
@@ -23,17 +24,15 @@ def finite(value: Any) -> Any:
 
 
 def write_csv(path: Path, records: list[Json]) -> None:
-    path.parent.mkdir(exist_ok=True)
+    """See `write_text`."""
     columns = list(dict.fromkeys(key for record in records for key in record))
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(records)
-    os.replace(temporary, path)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    writer.writerows(records)
+    write_text(path, table.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Replace a file; see `write_file`."""
+    write_file(path, text.encode())
