@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,12 @@ def nestings(analysis: Analysis) -> list[Nesting]:
     That is where fine-tuning seeds are nested, or where three or more arms share their variance.
     """
     metrics = dict.fromkeys([analysis.main, *(m for m in analysis.metrics if m.startswith(GLUE))])
+    tasks = common_tasks(analysis)
     found: list[Nesting] = []
     for metric in metrics:
         flagged = analysis.meaningless(metric)
         scores = {
-            arm.name: {run.seed: values for run in arm.done if (values := fine_scores(run, metric))}
+            arm.name: {run.seed: values for run in arm.done if (values := fine_scores(run, metric, tasks))}
             for arm in analysis.arms
             if arm.name not in flagged
         }
@@ -54,10 +56,16 @@ def nestings(analysis: Analysis) -> list[Nesting]:
     return found
 
 
-def fine_scores(run: Run, metric: str) -> list[float]:
-    """A run's score under each fine-tuning seed; its one score where nothing is nested."""
+def common_tasks(analysis: Analysis) -> list[str]:
+    """What every run that was fine-tuned was fine-tuned on: the tasks that `glue.mean` is over."""
+    found = [tasks for arm in analysis.arms for run in arm.done if (tasks := tasks_of(run))]
+    return [task for task in (found[0] if found else []) if all(task in tasks for tasks in found)]
+
+
+def fine_scores(run: Run, metric: str, tasks: Sequence[str]) -> list[float]:
+    """A run's score under each fine-tuning seed; its one score where nothing is nested. `glue.mean` is over `tasks`."""
     if metric == GLUE_MEAN:
-        by_task = [by_fine_seed(run, task) for task in tasks_of(run)]
+        by_task = [by_fine_seed(run, task) for task in tasks]
         shared = set.intersection(*(set(row) for row in by_task)) if by_task else set()
         if shared:
             return [statistics.fmean(row[seed] for row in by_task) for seed in sorted(shared)]
