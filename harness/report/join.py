@@ -1,7 +1,7 @@
 """Several run directories of one study as one: what must be the same is checked, and nothing is counted twice.
 
 Runs are joined when seeds or arms of a study ran in different places. Their science must be the same, and whatever
-scores depend on besides: the evaluation, the corpus, an arm's definition; under a measured budget the hardware too.
+scores depend on besides: the evaluation, the tasks and the recipe of GLUE, the corpus, an arm's definition; under a measured budget the hardware too.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
+from harness.report.nesting import NAMES, tasks_of
 from harness.report.noise import hardware_of
 from harness.report.source import Json, Source, mapping, read
 from harness.rundir import load_study
 from harness.study import StudySpec
+from harness.study.glue import unlike
 
-# Evaluation keys that change no score: how often a curve is sampled, and what is said of a difference.
-_NO_PART_IN_SCORES = ("curve_points",)
+# Evaluation keys that change no score: how often a curve is sampled. Of GLUE the records say more than the study: what was
+# done, and by which recipe in the end.
+_NO_PART_IN_SCORES = ("curve_points", "glue")
 
 
 def join(directories: Sequence[Path]) -> Source:
     """One source out of several directories, in their order.
 
     Raises:
-        ConfigError: a directory holds no study; science, evaluation, corpus, an arm's definition or, under a measured
+        ConfigError: a directory holds no study; science, evaluation, GLUE, corpus, an arm's definition or, under a measured
             budget, the hardware differ; or an arm has one seed twice. The difference is named.
     """
     sources = [read(directory) for directory in directories]
@@ -38,11 +41,15 @@ def join(directories: Sequence[Path]) -> Source:
     arms = _arms(studies, directories)
     _once(sources)
     _same_corpus(sources)
+    _same_glue(sources)
     if not first.limit.unit.deterministic:
         _same_hardware(sources)
     seeds = list(dict.fromkeys(seed for study in studies for seed in study.seeds))
     tree = {**sources[0].study, "arms": arms, "seeds": seeds}
     tree["baseline"] = next((s.study.get("baseline") for s in sources if s.study.get("baseline")), None)
+    block = next((b for s in studies if (b := s.evaluation.glue) is not None), None)
+    if block is not None:
+        tree["evaluation"] = {**mapping(tree.get("evaluation")), "glue": block.model_dump(mode="json")}
     order = {arm["name"]: i for i, arm in enumerate(arms)}
     runs = [run for source in sources for run in source.runs]
     return replace(
@@ -115,6 +122,33 @@ def _same_corpus(sources: Sequence[Source]) -> None:
             rule="only runs on the same text can be joined",
             remedy="repeat one of them where the data is the same",
         )
+
+
+def _same_glue(sources: Sequence[Source]) -> None:
+    """Raise where `glue.mean` would be of other tasks, or by another recipe, in one directory than in another."""
+    found: list[tuple[Path, set[str], Json]] = []
+    for source in sources:
+        runs = [run for run in source.runs if tasks_of(run)]
+        if runs:
+            recipe = mapping(mapping(runs[0].record.get("glue")).get("recipe"))
+            found.append((source.directory, set.intersection(*(set(tasks_of(run)) for run in runs)), recipe))
+    for there, tasks, recipe in found[1:]:
+        here, expected, first = found[0]
+        if differs := unlike(first, recipe):
+            key = differs[0]
+            raise ConfigError(
+                f"{here} and {there}: GLUE's recipe differs in {key} ({first.get(key)!r} and {recipe.get(key)!r})",
+                rule="fine-tuned by two recipes, arms cannot be compared",
+                remedy="evaluate one again by the other's recipe, or report them apart",
+            )
+        for one, other, lacks in ((here, there, expected - tasks), (there, here, tasks - expected)):
+            if lacks:
+                names = ",".join(task for task in NAMES if task in lacks)
+                raise ConfigError(
+                    f"{one} and {other}: only the students of the first were evaluated on {names}",
+                    rule="glue.mean must be of the same tasks for every arm",
+                    remedy=f"first: evaluate {other} --tasks {names}",
+                )
 
 
 def _same_hardware(sources: Sequence[Source]) -> None:

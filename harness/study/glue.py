@@ -6,6 +6,7 @@ student's score and never stand in for another student.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
@@ -16,6 +17,8 @@ from harness.study.spec import Positive, Spec, explained
 from harness.units import Unit
 
 Rate = Annotated[float, Field(gt=0)]
+# What a GLUE block or a recorded recipe says beside how one task is fine-tuned: which tasks, of whom, from where, at what price.
+BESIDE_RECIPE = ("tasks", "references", "path", "max_flop", "asked")
 NAMES = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 
 
@@ -125,6 +128,15 @@ def departure(grid: object, select_on: object) -> str | None:
         f"GLUE is searched over {searched} and chosen on {chosen}; the published protocol is the paper's grid in full, "
         "chosen on the reported split (grid: paper, select_on: validation)."
     )
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which two GLUE blocks, or two recorded recipes, fine-tune a task differently.
+
+    A recorded recipe has what `auto` and the models' longest input came to, so bf16 and fp32 are two recipes.
+    """
+    keys = (key for key in dict.fromkeys([*one, *other]) if key not in BESIDE_RECIPE)
+    return [key for key in keys if one.get(key) != other.get(key)]
 
 
 def glue_spec(tree: dict[str, Any], *, where: str) -> GlueSpec:

@@ -126,3 +126,55 @@ def test_what_is_missing_anywhere_stays_missing(whole: Path, tmp_path: Path) -> 
     report = build_joined(parts, tmp_path / "out")
     assert report["missing"] == ["tinybert, seed 4: not started"]
     assert report["state"]["state"] == "interrupted"
+
+
+RECIPE = {"grid": "quick", "precision": "fp32", "path": "here", "references": ["untrained"], "max_flop": None}
+
+
+def fine_tune(directory: Path, *tasks: str, **recipe: Any) -> Path:
+    """Every run of the directory as fine-tuned on these tasks: RTE tells the arms apart, CoLA does not."""
+    for folder in directory.glob("arms/*/*"):
+        value = {"rte": 0.5 if folder.parent.name == "no_kd" else 0.6, "cola": 0.2}
+        rows = {task: {"score": value[task], "by_seed": {"1": value[task]}} for task in tasks}
+        scores = json.loads((folder / "record.json").read_text())["scores"]
+        scores |= {f"glue.{task}": value[task] for task in tasks}
+        scores["glue.mean"] = sum(value[task] for task in tasks) / len(tasks)
+        edit_record(folder, scores=scores, glue={"tasks": rows, "recipe": {**RECIPE, **recipe}})
+    change(directory, evaluation={"main": "glue.mean", "glue": {"tasks": [tasks[-1]]}})
+    return directory
+
+
+def test_arms_that_were_fine_tuned_on_other_tasks_are_refused_by_name(whole: Path, tmp_path: Path) -> None:
+    """The studies may say the same: each names the tasks it was last asked for."""
+    one = fine_tune(part(whole, "a", arms=("no_kd",)), "cola", "rte")
+    other = fine_tune(part(whole, "b", arms=("tinybert",)), "rte")
+    for pair in ([one, other], [other, one]):
+        with pytest.raises(ConfigError, match=rf"evaluated on cola:.*first: evaluate {other} --tasks cola"):
+            build_joined(pair, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    fine_tune(other, "cola", "rte")
+    assert build_joined([one, other], tmp_path / "out")["verdict"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "bf16"), ("grid", "paper")])
+def test_arms_that_were_fine_tuned_by_another_recipe_are_refused(
+    whole: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    """`precision: auto` comes to bf16 on a GPU and to fp32 elsewhere, whatever both studies say."""
+    one = fine_tune(part(whole, "a", arms=("no_kd",)), "rte")
+    other = fine_tune(part(whole, "b", arms=("tinybert",)), "rte", **{key: value})
+    with pytest.raises(ConfigError, match=f"GLUE's recipe differs in {key}"):
+        build_joined([one, other], tmp_path / "out")
+
+
+def test_where_glue_lay_what_it_might_cost_and_what_stood_beside_it_keep_no_runs_apart(
+    whole: Path, tmp_path: Path
+) -> None:
+    beside = {"path": "there", "references": [], "max_flop": "1e18 flop"}
+    one = fine_tune(part(whole, "a", arms=("no_kd",)), "rte")
+    other = fine_tune(part(whole, "b", arms=("tinybert",)), "rte", **beside)
+    change(other, evaluation={"main": "glue.mean", "glue": {"tasks": ["rte"], **beside}})
+    report = build_joined([one, other], tmp_path / "out")
+    assert {row["name"]: row["scores"]["glue.mean"]["mean"] for row in report["summary"]} == {
+        "no_kd": pytest.approx(0.5), "tinybert": pytest.approx(0.6),
+    }  # fmt: skip
