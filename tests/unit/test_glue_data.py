@@ -16,6 +16,7 @@ from harness.data.glue_tasks import TASKS
 from harness.data.tokenizer import load_tokenizer
 from harness.errors import ConfigError, DataError
 from harness.models.shapes import Shape
+from harness.plan.evaluation import GLUE_SIZES
 from harness.study import GlueSpec, glue_spec
 from harness.study.glue import NAMES
 from tests.support.glue_worlds import rows, write_glue, write_split
@@ -45,6 +46,31 @@ def texts(part: glue.Part) -> list[tuple[int, ...]]:
 
 def test_the_study_knows_the_tasks_that_the_data_knows() -> None:
     assert tuple(TASKS) == NAMES
+
+
+# As `nyu-mll/glue` on the Hub declares them: columns, class names by label, judged splits and the examples of each, train.
+HUB: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, int], int]] = {
+    "cola": (("sentence",), ("unacceptable", "acceptable"), {"validation": 1043}, 8551),
+    "sst2": (("sentence",), ("negative", "positive"), {"validation": 872}, 67349),
+    "mrpc": (("sentence1", "sentence2"), ("not_equivalent", "equivalent"), {"validation": 408}, 3668),
+    "stsb": (("sentence1", "sentence2"), (), {"validation": 1500}, 5749),
+    "qqp": (("question1", "question2"), ("not_duplicate", "duplicate"), {"validation": 40430}, 363846),
+    "mnli": (
+        ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+        {"validation_matched": 9815, "validation_mismatched": 9832}, 392702,
+    ),
+    "qnli": (("question", "sentence"), ("entailment", "not_entailment"), {"validation": 5463}, 104743),
+    "rte": (("sentence1", "sentence2"), ("entailment", "not_entailment"), {"validation": 277}, 2490),
+    "wnli": (("sentence1", "sentence2"), ("not_entailment", "entailment"), {"validation": 71}, 635),
+}  # fmt: skip
+
+
+def test_the_nine_tasks_are_those_that_the_hub_declares() -> None:
+    """Written out by hand: whatever else tests GLUE here makes its data from the table under test."""
+    assert {name: (t.columns, t.classes, t.judged) for name, t in TASKS.items()} == {
+        name: (columns, classes, tuple(judged)) for name, (columns, classes, judged, _) in HUB.items()
+    }
+    assert {name: (train, sum(judged.values())) for name, (_, _, judged, train) in HUB.items()} == GLUE_SIZES
 
 
 def test_all_nine_tasks_are_read_in_the_layout_of_the_hub(tmp_path: Path) -> None:
