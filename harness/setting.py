@@ -168,12 +168,7 @@ class Setting:
             shapes=list(dict.fromkeys(arm.shape for arm in self.arms.values())),
             others=teachers if "teacher" in spec.references else [],
         )  # fmt: skip
-        main = self.study.evaluation.main
-        if main.removeprefix("glue.") in found.dropped:
-            raise ConfigError(
-                f"evaluation.main {main}", rule=f"its task does not fit under evaluation.glue.max_flop {spec.max_flop}",
-                remedy="raise the cap, or decide by another score",
-            )  # fmt: skip
+        glue_price.decided_by(found, self.study.evaluation.main)
         return found
 
     @cached_property

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HELP = "fine-tune the students of a run, or any encoder folder, on GLUE"
 HUB = "nyu-mll/glue"
-AGAIN = "evaluate again: what was finished is kept"
+AGAIN = "start the same command again: what was finished is kept"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,10 +78,10 @@ def _sweep_directory(root: Path, options: argparse.Namespace) -> int:
     for place in places:
         ranks.on_main(lambda place=place: adopt_glue(root, place))
         tables.append(_evaluated(place, options))
-    if ranks.is_main:
-        from harness.sweep.publish import build
+    from harness.sweep.publish import build
 
-        build(root)
+    ranks.on_main(lambda: build(root))
+    if ranks.is_main:
         if options.json:
             print_json({"sweep": str(root), "points": tables})
         else:
@@ -130,6 +130,23 @@ def _spec(before: GlueSpec | None, options: argparse.Namespace) -> GlueSpec:
     return glue_spec({**kept, **changes(options)}, where="the command line")
 
 
+def _with(study: StudySpec, spec: GlueSpec) -> StudySpec:
+    """The study that is evaluated so: its GLUE block keeps the tasks that were asked for before by the same recipe.
+
+    Raises:
+        ConfigError: it would no longer make the score it is decided by.
+    """
+    from harness.study import validate
+    from harness.study.glue import NAMES, unlike
+
+    tree, block = study.model_dump(mode="json"), spec.model_dump(mode="json")
+    before = tree["evaluation"]["glue"]
+    if before is not None and not unlike(before, block):
+        block["tasks"] = [task for task in NAMES if task in before["tasks"] or task in spec.tasks]
+    tree["evaluation"]["glue"] = block
+    return validate(tree, where="the study, evaluated so")
+
+
 def _refuse_unfinished(root: Path, study: StudySpec) -> None:
     """Raises ConfigError where a trial of this directory has not been trained."""
     from harness.rundir import RunDirectory
@@ -159,12 +176,13 @@ def _run_directory(root: Path, options: argparse.Namespace) -> int:
 
 
 def _evaluated(root: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What every student of a study scored, on the main rank; on the others nothing."""
+    """What every student of a study scored."""
+    from harness.jobs import open_alone
     from harness.rundir import RunDirectory, load_study
 
     study = load_study(root)
     spec = _spec(study.evaluation.glue, options)
-    study = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"glue": spec})})
+    study = _with(study, spec)
     if options.out is not None:
         raise ConfigError(
             f"--out {options.out}", rule="the results of a study stay beside its students", remedy="leave it out"
@@ -174,10 +192,12 @@ def _evaluated(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     from harness.engine import connect, device_of
 
     ranks = connect()
-    from harness.data.glue_price import plan_notes, prepare
+    from harness.data.glue_price import decided_by, plan_notes, prepare
     from harness.data.tokenizer import load_tokenizer, special_ids
     from harness.evaluate import glue_study
+    from harness.evaluate.encoders import Encoder
     from harness.evaluate.glue import Glue
+    from harness.models.initialise import adopt
     from harness.models.shapes import shape_of
     from harness.models.student import student_config
     from harness.models.teacher import inspect
@@ -197,27 +217,31 @@ def _evaluated(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         )
         for arm in study.arms
     ]
+    for arm, config in zip(study.arms, configs, strict=True):
+        if study.for_arm(arm).student.init_from_teacher is not None:
+            # As the run gave it its teacher's functions; the teacher itself may not be here.
+            adopt(config, Encoder(directory.trial(arm.name, study.seeds[0]) / "student").config)
     others = [inspect(study.teacher.path).shape] if study.teacher is not None and "teacher" in spec.references else []
     plan = prepare(
         spec, tokenizer, tokenizer_fingerprint=fingerprint, others=others,
         shapes=list(dict.fromkeys(shape_of(config.to_dict()) for config in configs)),
     )  # fmt: skip
-    ranks.on_main(lambda: directory.open(study, resume=True))
+    decided_by(plan, study.evaluation.main)
+    ranks.on_main(lambda: open_alone(directory, study, resume=True))
     try:
         with StopFlag(ranks) as stop, watch(root, ranks, timeout_s=options.hang_timeout, remedy=AGAIN):
             ranks.on_main(lambda: glue_study.measure_sizes(directory, trials, device_of(ranks)))
             glue = Glue(
                 plan, glue_study.students(study, directory, trials, config=configs[0]), pad=special.pad, ranks=ranks,
-                device=device_of(ranks), tell=tell, stop=stop,
+                device=device_of(ranks), tell=tell, stop=stop, again=AGAIN,
             )  # fmt: skip
             _say(notes=plan_notes(plan, study), tell=tell, glue=glue)
             glue_study.evaluate(glue, publish=True, directory=directory, trials=trials)
     finally:
         if ranks.is_main:
             directory.close()
-    table = _study_table(directory, glue) if ranks.is_main else {}
-    ranks.barrier()
-    return table
+    # One that cannot be written, as on a full disk, is every rank's error: none waits for it.
+    return ranks.on_main(lambda: _study_table(directory, glue))
 
 
 def _study_table(directory: RunDirectory, glue: Glue) -> dict[str, Any]:
@@ -250,7 +274,7 @@ def _model_folder(folder: Path, options: argparse.Namespace) -> int:
     from harness.data.glue_price import prepare
     from harness.data.tokenizer import load_tokenizer, special_ids
     from harness.evaluate import size
-    from harness.evaluate.glue import Glue, scores, spent
+    from harness.evaluate.glue import Glue, row_of, spent
     from harness.evaluate.glue_jobs import Student
     from harness.progress import reporter
     from harness.rundir import write_json
@@ -286,22 +310,22 @@ def _model_folder(folder: Path, options: argparse.Namespace) -> int:
             measured = ranks.on_main(lambda: size.measure(folder, device=device_of(ranks)))
             glue = Glue(
                 plan, [Student(name, out, encoder)], pad=special_ids(tokenizer).pad, ranks=ranks,
-                device=device_of(ranks), tell=tell, stop=stop,
+                device=device_of(ranks), tell=tell, stop=stop, again=AGAIN,
             )  # fmt: skip
             _say(notes=plan.notes, tell=tell, glue=glue)
             summaries = glue.run()
+        flop, seconds = spent(out)
+        table = {
+            "model": str(folder), "weights": encoder.fingerprint,
+            "students": [
+                {
+                    "name": name, "scores": row_of(summaries[name], list(summaries[name]["tasks"])), "model": measured,
+                    "glue": {**summaries[name], "flop": flop, "seconds": seconds},
+                }
+            ],
+        }  # fmt: skip
+        ranks.on_main(lambda: write_json(out / "evaluation.json", table))
         if ranks.is_main:
-            flop, seconds = spent(out)
-            table = {
-                "model": str(folder), "weights": encoder.fingerprint,
-                "students": [
-                    {
-                        "name": name, "scores": scores(summaries)[name], "model": measured,
-                        "glue": {**summaries[name], "flop": flop, "seconds": seconds},
-                    }
-                ],
-            }  # fmt: skip
-            write_json(out / "evaluation.json", table)
             _print({**table, "out": str(out)}, options)
     finally:
         if ranks.is_main:

@@ -202,6 +202,19 @@ def capped(spec: GlueSpec, data: Mapping[str, TaskData], prices: Mapping[str, in
     )  # fmt: skip
 
 
+def decided_by(plan: GluePlan, main: str) -> None:
+    """Refuse a plan whose cap drops the task that a study is decided by.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if main.startswith("glue.") and main.removeprefix("glue.") in plan.dropped:
+        raise ConfigError(
+            f"evaluation.main {main}", rule=f"its task does not fit under evaluation.glue.max_flop {plan.spec.max_flop}",
+            remedy="raise the cap, or decide by another score",
+        )  # fmt: skip
+
+
 def plan_notes(plan: GluePlan, study: StudySpec) -> list[str]:
     """What the plan of a study says of its GLUE block before anything is spent."""
     found = list(plan.notes)

@@ -40,6 +40,7 @@ CLIP = 1.0
 BETAS = (0.9, 0.999)
 EPS = 1e-6
 INIT_STD = 0.02
+CONTINUE = "run again with --resume to continue"
 # A diverged run is noticed within this many steps, without waiting for the device at every one.
 CHECK_EVERY = 25
 
@@ -143,14 +144,14 @@ def _stream(part: Part, recipe: Recipe, task: str) -> Iterator[npt.NDArray[np.in
 # -- one run ---------------------------------------------------------------------------------------------
 def finetune(
     subject: Subject, data: TaskData, recipe: Recipe, *, pad: int, segments: bool, splits: dict[str, Part],
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False, again: str = CONTINUE,
 ) -> Outcome:  # fmt: skip
     """Train for `recipe.steps` steps and predict every split. Changes the subject's weights.
 
     A run whose loss stops being finite ends there; its predictions are NaN, which every metric scores 0.
 
     Raises:
-        Preempted: `stop` became true; nothing is kept.
+        Preempted: `stop` became true; nothing is kept. Its remedy is `again`.
     """
     begun, device, outputs = time.monotonic(), subject.device, data.task.outputs
     cuda = [device] if device.type == "cuda" else []
@@ -158,7 +159,7 @@ def finetune(
         torch.manual_seed((recipe.seed * 1_000_003 + text_word(data.task.name)) % 2**63)
         model = SentenceClassifier(subject, outputs=outputs, dropout=recipe.dropout, pad=pad, segments=segments)
         model.to(device).train()
-        flop, loss, diverged, steps = _train(model, data, recipe, subject, stop)
+        flop, loss, diverged, steps = _train(model, data, recipe, subject, stop, again)
     predictions = {}
     for split, part in splits.items():
         if diverged:
@@ -172,7 +173,7 @@ def finetune(
 
 
 def _train(
-    model: SentenceClassifier, data: TaskData, recipe: Recipe, subject: Subject, stop: Callable[[], bool]
+    model: SentenceClassifier, data: TaskData, recipe: Recipe, subject: Subject, stop: Callable[[], bool], again: str
 ) -> tuple[int, float | None, bool, int]:
     """(FLOPs, mean loss of the last steps, whether it diverged, steps taken)."""
     device, outputs = subject.device, data.task.outputs
@@ -190,7 +191,7 @@ def _train(
             break
         beat(f"fine-tuning on {data.task.name}")
         if stop():
-            raise Preempted("stopped while fine-tuning", remedy="run again with --resume to continue")
+            raise Preempted("stopped while fine-tuning", remedy=again)
         rising = (step + 1) / warmup if step < warmup else 1.0
         falling = (recipe.steps - step) / max(1, recipe.steps - warmup)
         for group in optimizer.param_groups:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,11 +19,12 @@ import torch
 from harness.data.glue_price import GluePlan, points, stages
 from harness.errors import IsoBudgetError, Preempted
 from harness.evaluate import glue_metrics
-from harness.evaluate.finetune import finetune, pooling
+from harness.evaluate.finetune import CONTINUE, finetune, pooling
 from harness.evaluate.glue_jobs import FOLDER, Job, Point, Student, assign, job
 from harness.progress import Silent
 from harness.ranks import Ranks
-from harness.rundir import read_json
+from harness.rundir import read_json, write_file
+from harness.study.glue import NAMES
 from harness.units import Unit, format_amount
 from harness.watchdog import beat
 
@@ -43,8 +43,9 @@ class Glue:
 
     def __init__(
         self, plan: GluePlan, students: list[Student], *, pad: int, ranks: Ranks, device: torch.device, tell: Silent,
-        stop: Callable[[], bool],
+        stop: Callable[[], bool], again: str = CONTINUE,
     ) -> None:  # fmt: skip
+        """`again`: what a user who stopped it is told to do."""
         self.plan = plan
         self.students = students
         self.pad = pad
@@ -52,6 +53,7 @@ class Glue:
         self.device = device
         self.tell = tell
         self._stop = stop
+        self.again = again
         self._word = f"glue-failed-{next(_numbers)}"
         self._asked_at = 0.0
         self._failed = False
@@ -67,6 +69,7 @@ class Glue:
         Raises:
             Preempted: a signal asked to stop; finished jobs are kept.
             DataError: a student cannot be loaded.
+            CheckpointError: a result cannot be written, as on a full disk.
         """
         spec, results = self.plan.spec, {}
         survivors = {(s.name, task): points(spec) for s in self.students for task in self.plan.data}
@@ -125,10 +128,10 @@ class Glue:
             return self.halted()
 
         if stop():
-            raise Preempted("stopped before a fine-tuning", remedy="run again with --resume to continue")
+            raise Preempted("stopped before a fine-tuning", remedy=self.again)
         outcome = finetune(
             model.load(device=self.device, dropout=each.recipe.dropout), data, each.recipe, pad=self.pad,
-            segments=model.segments, splits=splits, stop=stop,
+            segments=model.segments, splits=splits, stop=stop, again=self.again,
         )  # fmt: skip
         found, notes = {}, []
         for split, predictions in outcome.predictions.items():
@@ -160,7 +163,7 @@ class Glue:
         while waiting:
             waiting = {file for file in waiting if not file.exists()}
             if waiting and self.halted():
-                raise Preempted("stopped while other ranks fine-tune", remedy="run again with --resume to continue")
+                raise Preempted("stopped while other ranks fine-tune", remedy=self.again)
             if waiting:
                 time.sleep(LOOK_EVERY_S)
 
@@ -205,14 +208,16 @@ class Glue:
                 "lr": lr, "batch": batch, "epochs": spec.points.epochs, "at_edge": edge, "examples": data.facts(), "majority": data.majority(),
                 "results": [j.file.name for j in winners],
             }  # fmt: skip
-        chosen = "the reported split" if spec.select_on == "validation" else "a held-out part of train"
+        own = {"segments": student.model.segments, "pooling": pooling(student.model.shape.causal)}
+        return {"recipe": self.recipe() | own, "tasks": tasks, "dropped": self.plan.dropped, "notes": notes}
+
+    def recipe(self) -> dict[str, Any]:
+        """What every student is fine-tuned by, with what `auto` and the models' longest input came to."""
+        spec = self.plan.spec
         return {
-            "recipe": {
-                **spec.model_dump(mode="json"), "asked": spec.model_dump(mode="json"), "points": spec.points.model_dump(mode="json"), "length": self.plan.length,
-                "precision": self.precision, "segments": student.model.segments,
-                "pooling": pooling(student.model.shape.causal), "chosen_on": chosen,
-            },
-            "tasks": tasks, "dropped": self.plan.dropped, "notes": notes,
+            **spec.model_dump(mode="json"), "points": spec.points.model_dump(mode="json"), "length": self.plan.length,
+            "precision": self.precision,
+            "chosen_on": "the reported split" if spec.select_on == "validation" else "a held-out part of train",
         }  # fmt: skip
 
 
@@ -236,11 +241,12 @@ def kept(each: Job) -> Result | None:
 
 
 def keep(file: Path, result: Result) -> None:
-    """Write a result so that a reader sees all of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    """Write a result so that a reader sees all of it or nothing.
+
+    Raises:
+        CheckpointError: the system does not let it, as on a full disk.
+    """
+    write_file(file, (json.dumps(result) + "\n").encode())
 
 
 def spelt(values: Any, classes: bool) -> str:
@@ -254,13 +260,15 @@ def spent(folder: Path) -> tuple[int, float]:
     return sum(int(row.get("flop", 0)) for row in rows), sum(float(row.get("seconds", 0.0)) for row in rows)
 
 
-def scores(summaries: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """{student: glue.* scores}. `glue.mean` is over the tasks that all of them have."""
-    common = set.intersection(*(set(summary["tasks"]) for summary in summaries.values())) if summaries else set()
-    found: dict[str, dict[str, float]] = {}
-    for name, summary in summaries.items():
-        row = {f"glue.{task}": facts["score"] for task, facts in summary["tasks"].items()}
-        if common:
-            row["glue.mean"] = fmean(summary["tasks"][task]["score"] for task in sorted(common))
-        found[name] = row
-    return found
+def common_tasks(summaries: Collection[dict[str, Any]]) -> list[str]:
+    """The tasks that all of these have, in GLUE's order."""
+    return [task for task in NAMES if summaries and all(task in summary["tasks"] for summary in summaries)]
+
+
+def row_of(summary: dict[str, Any], common: list[str]) -> dict[str, float]:
+    """The glue.* scores of one model. `glue.mean` is over the common tasks; one that lacks any of them has no mean."""
+    tasks = summary["tasks"]
+    row = {f"glue.{task}": facts["score"] for task, facts in tasks.items()}
+    if common and all(task in tasks for task in common):
+        row["glue.mean"] = fmean(tasks[task]["score"] for task in common)
+    return row

@@ -13,12 +13,12 @@ import torch
 from harness.budget import Account
 from harness.evaluate import size
 from harness.evaluate.encoders import Encoder, Untrained
-from harness.evaluate.glue import Glue, scores, spent
+from harness.evaluate.glue import Glue, common_tasks, row_of, spent
 from harness.evaluate.glue_jobs import Student
 from harness.models.teacher import resolve
 from harness.rundir import RunDirectory, read_json, write_json
 from harness.study import StudySpec
-from harness.study.glue import NAMES
+from harness.study.glue import NAMES, unlike
 from harness.units import Unit
 from harness.watchdog import beat
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 PREFIX = "glue."
 REFERENCES = "references"
-# What a GLUE block says beside the recipe: which tasks, of whom, from where, and what they may cost.
-BESIDE_RECIPE = ("tasks", "references", "path", "max_flop")
 
 
 def trained(study: StudySpec, directory: RunDirectory) -> list[tuple[str, int]]:
@@ -65,9 +63,8 @@ def students(
 def evaluate(glue: Glue, *, publish: bool, directory: RunDirectory, trials: list[tuple[str, int]]) -> None:
     """Fine-tune what is missing; with `publish`, rank 0 writes scores, costs and choices into records and references."""
     summaries = glue.run()
-    if publish and glue.ranks.is_main:
-        write(directory, trials, glue, summaries)
-    glue.ranks.barrier()
+    if publish:
+        glue.ranks.on_main(lambda: write(directory, trials, glue, summaries))
 
 
 def write(
@@ -80,25 +77,46 @@ def write(
         student.name: joined(_before(student.folder, directory.root, references), summaries[student.name])
         for student in glue.students
     }
-    found = scores(summaries)
-    by_folder = {student.folder: student.name for student in glue.students}
+    by_folder = {student.folder: summaries[student.name] for student in glue.students}
+    measured = [by_folder[directory.trial(*trial)] for trial in trials]
+    common = common_tasks(measured)
+    beside = [task for task in NAMES if any(task in summary["tasks"] for summary in measured) and task not in common]
     for arm, seed in trials:
         folder = directory.trial(arm, seed)
         record = directory.record(arm, seed)
         assert record is not None
-        merge(record, found[by_folder[folder]], summaries[by_folder[folder]], folder)
+        summary = by_folder[folder]
+        if beside:
+            summary = {**summary, "notes": [*summary["notes"], _narrowed(common, beside)]}
+        merge(record, summary, common, folder)
         write_json(folder / "record.json", record)
     for student in glue.students:
         if student.folder.parent == directory.root / REFERENCES:
-            row = references.setdefault(student.folder.name, {"scores": {}})
-            row["scores"] = without(row["scores"]) | found[student.name]
-            row["glue"] = summaries[student.name]
+            references.setdefault(student.folder.name, {"scores": {}})["glue"] = summaries[student.name]
+    # Those that were not asked for this time too: what stands below the arms is of their recipe, its mean over their tasks.
+    recipe = glue.recipe() | _OWN
+    for row in references.values():
+        if (summary := row.get("glue")) is not None:
+            row["scores"] = without(row["scores"])
+            if unlike(summary["recipe"] | _OWN, recipe):
+                del row["glue"]
+            else:
+                row["scores"] |= row_of(summary, common)
     write_json(file, references)
 
 
-def merge(record: dict[str, Any], found: dict[str, float], summary: dict[str, Any], folder: Path) -> None:
+# What a recipe says of the model, in which a reference may differ from the arms.
+_OWN = {"segments": None, "pooling": None}
+
+
+def _narrowed(common: list[str], beside: list[str]) -> str:
+    over = f"glue.mean is over {', '.join(common)}" if common else "there is no glue.mean"
+    return f"{over}: not every arm and seed has been evaluated on {', '.join(beside)}; evaluate again with these tasks"
+
+
+def merge(record: dict[str, Any], summary: dict[str, Any], common: list[str], folder: Path) -> None:
     """GLUE in one record: scores, how they were come by, and their cost, which belongs to EVALUATION."""
-    record["scores"] = without(record["scores"]) | found
+    record["scores"] = without(record["scores"]) | row_of(summary, common)
     flop, seconds = spent(folder)
     record["glue"] = {**summary, "flop": flop, "seconds": seconds}
     account = record["accounts"].setdefault(Account.EVALUATION.value, {})
@@ -125,11 +143,9 @@ def joined(before: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     earlier = {task: facts for task, facts in before.get("tasks", {}).items() if task not in known}
     if not earlier:
         return summary
-    asked, then = summary["recipe"]["asked"], before.get("recipe", {}).get("asked") or {}
-    unlike = [key for key in asked if key not in BESIDE_RECIPE and then.get(key) != asked[key]]
-    if unlike:
+    if differs := unlike(summary["recipe"], before.get("recipe", {})):
         note = (
-            f"{', '.join(earlier)} had been evaluated by another recipe ({', '.join(unlike)}) and {'are' if len(earlier) > 1 else 'is'} "
+            f"{', '.join(earlier)} had been evaluated by another recipe ({', '.join(differs)}) and {'are' if len(earlier) > 1 else 'is'} "
             "left out: evaluate again by this one"
         )
         return {**summary, "notes": [*summary["notes"], note]}

@@ -23,6 +23,7 @@ from harness.data.choices import unigram_accuracy
 from harness.engine import device_of
 from harness.errors import IsoBudgetError, Preempted
 from harness.evaluate import agreement, choices, glue_study
+from harness.evaluate.finetune import CONTINUE
 from harness.evaluate.glue import Glue
 from harness.evaluate.scoring import Scorer
 from harness.evaluate.subject import Subject
@@ -36,7 +37,6 @@ from harness.units import Unit
 if TYPE_CHECKING:
     from harness.setting import Setting
 
-CONTINUE = "run again with --resume to continue"
 # How often a rank that is done looks whether the others are.
 LOOK_EVERY_S = 0.5
 # Ranks come here in the same order, so the n-th of each speaks of the same work.
@@ -79,8 +79,8 @@ class Suite:
         if only is not None:
             candidates = [c for c in candidates if c.folder == self.directory.trial(*only)]
         self.ranks.agree(self.deal(candidates))
-        if self.ranks.is_main and only is None:
-            self.publish(candidates)
+        if only is None:
+            self.ranks.on_main(lambda: self.publish(candidates))
         self.ranks.barrier()
         self.downstream(only)
 

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from harness import cli
+from harness.jobs import JobDirectory, Work
+from harness.rundir import load_study
 from tests.support.glue_worlds import write_glue
 from tests.support.tiny import TinyStudy
 
@@ -153,6 +155,127 @@ def test_a_study_with_a_glue_block_ends_with_it(tiny: TinyStudy, trained: Path, 
     assert cli.main(["evaluate", str(other), *flags(glue), "--json"]) == 0
     scores = {k: v for k, v in record(other)["scores"].items() if k.startswith("glue.")}
     assert scores == {k: v for k, v in by_run["scores"].items() if k.startswith("glue.")}
+
+
+def test_a_task_evaluated_alone_leaves_a_study_that_is_still_decided_as_it_said(
+    trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    study = yaml.safe_load((run / "study.yaml").read_text())
+    block = {"path": str(glue), "tasks": ["cola", "rte"], "grid": yaml.safe_load(GRID)}
+    study["evaluation"] |= {"main": "glue.rte", "glue": block}
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    assert cli.main(["evaluate", str(run), "--tasks", "cola", "--json"]) == 0
+    kept = load_study(run).evaluation
+    assert (kept.main, kept.glue and kept.glue.tasks) == ("glue.rte", ["cola", "rte"])
+    assert list(record(run)["glue"]["tasks"]) == ["cola"]
+
+    # another recipe leaves out what the first was asked for, and with it the deciding score: refused, and nothing is changed
+    capsys.readouterr()
+    before = (run / "study.yaml").read_text()
+    assert cli.main(["evaluate", str(run), "--tasks", "cola", "--set", "dropout=0.0"]) == 2
+    assert "glue.rte" in capsys.readouterr().err
+    assert (run / "study.yaml").read_text() == before
+    assert cli.main(["evaluate", str(run), "--tasks", "cola,rte", "--set", "dropout=0.0"]) == 0
+
+    # a cap that drops it is refused as `run` refuses it
+    capsys.readouterr()
+    low = min(_price(run, task) for task in ("cola", "rte"))
+    dear = max(("cola", "rte"), key=lambda task: _price(run, task))
+    study["evaluation"] |= {"main": f"glue.{dear}", "glue": block | {"max_flop": f"{low + 1} flop"}}
+    (run / "study.yaml").write_text(yaml.safe_dump(study))
+    assert cli.main(["evaluate", str(run)]) == 2
+    assert "does not fit under evaluation.glue.max_flop" in capsys.readouterr().err
+
+
+def test_a_reference_that_lacks_tasks_narrows_no_arms_mean(trained: Path, glue: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert cli.main(["evaluate", str(run), *flags(glue, "--set", "references=[untrained]"), "--json"]) == 0
+    more = [*flags(glue), "--tasks", "rte"]
+    assert cli.main(["evaluate", str(run), *more, "--set", "references=[untrained,teacher]", "--json"]) == 0
+    scores = record(run)["scores"]
+    assert scores["glue.mean"] == pytest.approx(sum(scores[f"glue.{t}"] for t in ("cola", "sst2", "rte")) / 3)
+    references = json.loads((run / "references.json").read_text())
+    assert set(references["untrained"]["glue"]["tasks"]) == {"cola", "sst2", "rte"}
+    assert "glue.mean" in references["untrained"]["scores"]
+    assert {s for s in references["teacher"]["scores"] if s.startswith("glue.")} == {"glue.rte"}
+    assert not any("glue.mean is over" in note for note in record(run)["glue"]["notes"])
+
+
+def test_a_reference_that_is_not_asked_for_again_keeps_no_mean_of_other_tasks(
+    trained: Path, glue: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola", "--json"]) == 0
+    alone = [*flags(glue), "--tasks", "rte", "--set", "references=[]", "--json"]
+    assert cli.main(["evaluate", str(run), *alone]) == 0
+    untrained = json.loads((run / "references.json").read_text())["untrained"]
+    assert "glue.cola" in untrained["scores"]
+    assert "glue.mean" not in untrained["scores"]
+    assert cli.main(["evaluate", str(run), *alone, "--set", "dropout=0.0"]) == 0
+    untrained = json.loads((run / "references.json").read_text())["untrained"]
+    assert not [name for name in untrained["scores"] if name.startswith("glue.")]
+
+
+def test_a_mean_that_leaves_out_what_some_arms_lack_says_so(trained: Path, glue: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola", "--json"]) == 0
+    file = run / "arms/minilmv2/seed-2/record.json"
+    late = json.loads(file.read_text())
+    del late["glue"]  # as a seed that was trained after that evaluation
+    file.write_text(json.dumps(late))
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "rte", "--json"]) == 0
+    for arm, seed in (("no_kd", 1), ("minilmv2", 2)):
+        found = record(run, arm, seed)
+        assert found["scores"]["glue.mean"] == found["scores"]["glue.rte"]
+        assert any("glue.mean is over rte" in note and "evaluated on cola" in note for note in found["glue"]["notes"])
+    assert cli.main(["evaluate", str(run), *flags(glue), "--tasks", "cola", "--json"]) == 0
+    assert not any("glue.mean is over" in note for note in record(run)["glue"]["notes"])
+
+
+def test_a_run_whose_jobs_are_at_work_is_not_evaluated_beside_them(
+    trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = (run / "study.yaml").read_text()
+    job = JobDirectory(run, [Work("evaluation", "no_kd", 1)])
+    job.open(load_study(run), resume=True)
+    try:
+        assert cli.main(["evaluate", str(run), *flags(glue)]) == 2
+        assert "a job is at work on no_kd-seed-1" in capsys.readouterr().err
+    finally:
+        job.close()
+    assert (run / "study.yaml").read_text() == before
+    assert not list(run.rglob("glue/*.json"))
+
+
+def test_the_untrained_reference_is_the_same_model_for_run_and_evaluate(
+    tiny: TinyStudy, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student that starts from its teacher's layers computes with its teacher's activation, before its first step too."""
+    teacher = Path(shutil.copytree(tiny.teacher, tmp_path / "teacher"))
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"hidden_act": "relu", "layer_norm_eps": 1e-6}))
+    tree = tiny.tree(
+        student={"family": "bert", "layers": 2, "hidden": 64, "heads": 4, "init_from_teacher": "every_kth"},
+        teacher={"path": str(teacher), "trained_on": "unknown", "allow_worse": True, "training_flop": 1e6},
+        arms=[{"name": "no_kd", "objective": "mlm"}], budget="0.6 Gflop",
+        evaluation={
+            "main": "glue.mean", "curve_points": 0, "mlm_blocks": 8, "readout": None,
+            "glue": {"path": str(glue), "tasks": ["cola"], "grid": yaml.safe_load(GRID)},
+        },
+    )  # fmt: skip
+    file, run = tmp_path / "study.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert cli.main(["run", "--study", str(file), "--out", str(run)]) == 0
+    shutil.rmtree(teacher)  # a run that was copied elsewhere
+    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    assert len(list((run / "references/untrained/glue").glob("*.json"))) == 1
 
 
 def test_a_model_folder_gets_what_it_gets_inside_its_run(

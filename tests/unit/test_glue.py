@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -18,11 +19,11 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from harness.data import glue_price
 from harness.data.glue_price import GluePlan
 from harness.data.tokenizer import load_tokenizer, special_ids
-from harness.errors import DataError, Preempted
+from harness.errors import CheckpointError, DataError, Preempted
 from harness.evaluate import finetune, size
 from harness.evaluate import glue as module
 from harness.evaluate.encoders import Encoder, Untrained
-from harness.evaluate.glue import Glue, best, scores, spent
+from harness.evaluate.glue import Glue, best, common_tasks, row_of, spent
 from harness.evaluate.glue_jobs import Job, Student, assign
 from harness.models.student import student_config
 from harness.progress import Silent
@@ -197,6 +198,31 @@ def test_a_torn_result_is_done_again(world: Path, tmp_path: Path, monkeypatch: p
     assert runs.total() == 2
 
 
+def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    plan = plan_of(world, grid={"lrs": [2e-3], "batches": [32], "epochs": 1})
+    monkeypatch.setattr("harness.rundir.os.replace", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        glue(plan, untrained(tmp_path)).run()
+    assert list((tmp_path / "a" / "glue").iterdir()) == []
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_whoever_is_stopped_is_told_what_this_command_takes(world: Path, tmp_path: Path, steps: int) -> None:
+    calls = iter(range(1000))
+    told = Glue(
+        plan_of(world), [untrained(tmp_path)], pad=0, ranks=Ranks(), device=CPU, tell=Silent(),
+        stop=lambda: next(calls) >= steps, again="say it once more",
+    )  # fmt: skip
+    with pytest.raises(Preempted, match="say it once more") as stopped:
+        told.run()
+    assert "--resume" not in str(stopped.value)
+
+
 def test_another_model_recipe_or_data_is_another_job(world: Path, tmp_path: Path) -> None:
     grid = {"lrs": [2e-3], "batches": [32], "epochs": 1}
     keys = set()
@@ -269,9 +295,12 @@ def test_the_mean_is_over_the_tasks_that_all_students_have() -> None:
     def summary(**tasks: float) -> dict[str, Any]:
         return {"tasks": {name: {"score": value} for name, value in tasks.items()}}
 
-    found = scores({"a": summary(cola=0.2, rte=0.6), "b": summary(rte=0.5)})
-    assert found["a"] == {"glue.cola": 0.2, "glue.rte": 0.6, "glue.mean": 0.6}
-    assert found["b"] == {"glue.rte": 0.5, "glue.mean": 0.5}
+    a, b = summary(cola=0.2, rte=0.6), summary(rte=0.5)
+    assert common_tasks([a, b]) == ["rte"]
+    assert row_of(a, ["rte"]) == {"glue.cola": 0.2, "glue.rte": 0.6, "glue.mean": 0.6}
+    assert row_of(b, ["rte"]) == {"glue.rte": 0.5, "glue.mean": 0.5}
+    assert row_of(b, common_tasks([a])) == {"glue.rte": 0.5}, "who lacks one of the tasks has no mean"
+    assert row_of(a, common_tasks([])) == {"glue.cola": 0.2, "glue.rte": 0.6}
 
 
 # -- sharing the work ------------------------------------------------------------------------------------
