@@ -37,7 +37,7 @@ def saves(root: str, steps: list[int], stage: str, victim: int, pause_s: float) 
     from harness.engine import connect
     from harness.errors import IsoBudgetError
 
-    ranks = connect(timeout_s=20.0)
+    ranks = connect(timeout_s=20.0, control_s=20.0)
     for step in steps:
         last = step == steps[-1] and stage != ""
         if last and stage != "shard":

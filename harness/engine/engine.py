@@ -85,6 +85,9 @@ class Engine:
                 rule=f"DeepSpeed refuses it here: {error}",
                 remedy="choose another precision or stage",
             ) from None
+        if config.stage == 0:
+            # For bf16 weights DeepSpeed steps once on gradients of zero: AdamW would take the first update for its second.
+            self._client.state.clear()
         self._ds.checkpoint_engine = self._files = durable_files()
         # Recovery scripts: nothing runs code from a checkpoint, and the safetensors are what they would make.
         self._ds._copy_recovery_script = lambda *_: None

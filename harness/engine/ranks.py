@@ -21,8 +21,18 @@ from harness.ranks import Ranks, free_port, from_environment
 _joined: list[Ranks] = []
 
 
-def connect(*, timeout_s: float = 1800.0) -> Ranks:
-    """Join the ranks of this run (one process when no launcher set an environment) and set its threads."""
+# How long an exchange of tensors waits for a rank, and one of control messages. The latter wait for whatever one rank
+# does alone, such as building a corpus on its node or measuring every student: hangs are the watchdog's to end.
+TENSORS_S, CONTROL_S = 1800.0, 6 * 3600.0
+
+
+def connect(*, timeout_s: float = TENSORS_S, control_s: float = CONTROL_S) -> Ranks:
+    """Join the ranks of this run (one process when no launcher set an environment) and set its threads.
+
+    Args:
+        timeout_s: how long joining and exchanges of tensors wait for a rank.
+        control_s: how long control messages wait.
+    """
     if _joined:
         return _joined[0]
     ranks = from_environment()
@@ -48,7 +58,7 @@ def connect(*, timeout_s: float = 1800.0) -> Ranks:
     # Not at the end of a study: DeepSpeed keeps references to the group, and a process may run several studies.
     atexit.register(_leave)
     if ranks.world > 1:
-        ranks.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        ranks.control = dist.new_group(backend="gloo", timeout=timedelta(seconds=control_s))
     _joined.append(ranks)
     return ranks
 

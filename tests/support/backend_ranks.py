@@ -17,7 +17,7 @@ from harness.trainee import tiny_batch
 
 def settle_where_one_cannot(path: str, folder: str) -> int:
     """Rank 1's teacher refuses eight bits when it is asked to use them; the exit code of what each rank meets."""
-    ranks = connect(timeout_s=30.0)
+    ranks = connect(timeout_s=30.0, control_s=30.0)
     fp8.obstacle = lambda device: ""
     if ranks.rank == 1:
 

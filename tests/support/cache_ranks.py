@@ -26,7 +26,7 @@ def fill(path: str, folder: str, machines: list[tuple[str, dict[str, str]]]) -> 
     for name in LOCAL:
         os.environ.pop(name, None)
     os.environ.update(said)
-    ranks = connect(timeout_s=60.0)
+    ranks = connect(timeout_s=60.0, control_s=60.0)
     teacher = Teacher(inspect(path), device=torch.device("cpu"), dtype=torch.float32)
     stream = SampleStream(corpus_of({"one": SHARDS * SAMPLES}), seed=3, sequences=6, micro_batch=2, mask_epochs=1)
     cache = Cache(

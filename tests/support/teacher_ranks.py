@@ -27,7 +27,7 @@ def tensors(signals: Signals) -> list[torch.Tensor]:
 
 def compare(path: str, dtype: str) -> int:
     """0 when every signal is the same to the bit and the shares are smaller than the whole."""
-    ranks = connect(timeout_s=60.0)
+    ranks = connect(timeout_s=60.0, control_s=60.0)
     info = inspect(path)
     made: dict[str, Any] = {"device": torch.device("cpu"), "dtype": getattr(torch, dtype)}
     for needs in QUESTIONS:
