@@ -341,8 +341,10 @@ class Setting:
         return info
 
 
-def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[[str], None] | None = None) -> Setting:
-    """Find and check everything a study names; builds or reuses the tokenised corpus.
+def prepare(
+    study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[[str], None] | None = None, glue: bool = True
+) -> Setting:
+    """Find and check everything a study names; builds or reuses the tokenised corpus. Without `glue`, GLUE is left unread.
 
     Raises:
         ConfigError, DataError, TeacherError: as their names say; nothing has been spent.
@@ -365,5 +367,5 @@ def prepare(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, corpus=corpus, world=world,
         tell=tell, special={"pad": special.pad, "cls": special.cls, "sep": special.sep, "mask": special.mask},
     )  # fmt: skip
-    _ = setting.arms, setting.probes, setting.choices, setting.domains, setting.glue
+    _ = setting.arms, setting.probes, setting.choices, setting.domains, setting.glue if glue else None
     return setting

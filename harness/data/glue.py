@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.data import glue_files
-from harness.data.cache import cached_folder
+from harness.data.cache import cached_folder, folder_of
 from harness.data.glue_tasks import TASKS, Task
 from harness.data.hashing import combine, text_word
 from harness.data.tokenizer import encode, special_ids
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
+FOLDER = "glue"
 HELD_OUT_SHARE = 10  # at most one example in so many is held out
 FEWEST = 20
 _LIMIT_STREAM = 0x611E
@@ -103,34 +104,46 @@ def prepare(
     }
 
 
+def is_tokenised(spec: GlueSpec, folder: Path, *, tokenizer_fingerprint: str, longest: int) -> bool:
+    """Whether `prepare` would find every task of this folder in the cache.
+
+    Raises:
+        DataError: as `harness.data.glue_files.files`.
+    """
+    tasks = [TASKS[name] for name in spec.tasks]
+    length = min(spec.length, longest)
+    keys = (_depends_on(task, glue_files.files(folder, task), tokenizer_fingerprint, length) for task in tasks)
+    return all(folder_of(FOLDER, key).exists() for key in keys)
+
+
+def _depends_on(task: Task, found: dict[str, list[Path]], tokenizer: str, length: int) -> dict[str, Any]:
+    """All that a task's tokens are a function of."""
+    return {
+        "version": VERSION, "task": task.name, "length": length, "tokenizer": tokenizer,
+        "files": {split: glue_files.digest(paths) for split, paths in found.items()},
+    }  # fmt: skip
+
+
 def _task(
     task: Task, found: dict[str, list[Path]], spec: GlueSpec, tokenizer: PreTrainedTokenizerBase, tokenizer_fingerprint: str,
     length: int,
 ) -> TaskData:  # fmt: skip
-    depends_on = {
-        "version": VERSION, "task": task.name, "length": length, "tokenizer": tokenizer_fingerprint,
-        "files": {split: glue_files.digest(paths) for split, paths in found.items()},
-    }  # fmt: skip
+    depends_on = _depends_on(task, found, tokenizer_fingerprint, length)
 
     def build(folder: Path) -> None:
         frame = Frame.of(tokenizer, length)
         for split, paths in found.items():
             _write(folder / f"{split}.npz", glue_files.read(paths, task, split), frame)
 
-    folder = cached_folder("glue", depends_on, build)
+    folder = cached_folder(FOLDER, depends_on, build)
     train, words = _load(folder / "train.npz")
     available = len(train)
     if spec.train_examples is not None and spec.train_examples < available:
         kept = np.sort(np.argsort(combine(_LIMIT_STREAM, words), kind="stable")[: spec.train_examples])
         train, words = train.take(kept), words[kept]
-    if len(train) < FEWEST:
-        raise DataError(
-            f"GLUE task {task.name} has {len(train)} training examples", rule=f"{FEWEST} are the fewest to learn from",
-            remedy="give the whole task",
-        )  # fmt: skip
+    wanted = held_out(spec, task, len(train))
     selection = None
-    if spec.select_on == "train":
-        wanted = max(1, min(spec.held_out, len(train) // HELD_OUT_SHARE))
+    if wanted:
         aside = words <= np.sort(words)[wanted - 1]
         if aside.all():
             raise DataError(
@@ -141,6 +154,20 @@ def _task(
     judged = {split: _load(folder / f"{split}.npz")[0] for split in task.judged}
     name = hashlib.sha256(json.dumps({**depends_on, **parts}, sort_keys=True).encode()).hexdigest()[:16]
     return TaskData(task, train, selection, judged, name, available)
+
+
+def held_out(spec: GlueSpec, task: Task, examples: int) -> int:
+    """How many of a task's training examples are held out to choose by; equal texts may add a few.
+
+    Raises:
+        DataError: there are too few to learn from.
+    """
+    if examples < FEWEST:
+        raise DataError(
+            f"GLUE task {task.name} has {examples} training examples", rule=f"{FEWEST} are the fewest to learn from",
+            remedy="give the whole task",
+        )  # fmt: skip
+    return max(1, min(spec.held_out, examples // HELD_OUT_SHARE)) if spec.select_on == "train" else 0
 
 
 @dataclass(frozen=True)

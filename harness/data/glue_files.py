@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ def locate(path: str, tasks: list[str]) -> Path:
             f"GLUE from {path!r}", rule=f"neither a local folder nor a dataset the Hub would give: {type(error).__name__}",
             remedy="check the name and the network, or `git clone` the dataset and give its folder",
         ) from error  # fmt: skip
+
+
+def at_hand(path: str, tasks: list[str]) -> Path | None:
+    """The folder that holds the tasks without a download: a local one, or the newest one of the Hub's cache.
+
+    Raises:
+        DataError: a local folder that is none.
+    """
+    if is_local(path):
+        return locate(path, tasks)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(path, repo_type="dataset", local_files_only=True))
+        for task in tasks:
+            files(folder, TASKS[task])
+    except (LocalEntryNotFoundError, HFValidationError, DataError):
+        return None  # not fetched, or only other tasks
+    return folder
 
 
 def files(folder: Path, task: Task) -> dict[str, list[Path]]:
@@ -125,6 +146,20 @@ def check(folder: Path, tasks: list[str]) -> None:
             _checked([label for table in tables for label in table.column("label").to_pylist()], task, split)
 
 
+def sample(paths: list[Path], task: Task, *, most: int) -> tuple[int, tuple[list[str], ...]]:
+    """(examples of a split, the texts of at most so many of them, evenly spaced).
+
+    Raises:
+        DataError: as `read`.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    table = pa.concat_tables([_columns(path, task, task.columns) for path in paths])
+    rows = np.linspace(0, table.num_rows - 1, min(most, table.num_rows)).round().astype(np.int64)
+    return table.num_rows, _texts(table.take(rows), task, paths[0])
+
+
 def read(paths: list[Path], task: Task, split: str) -> Split:
     """One split, every label checked.
 
@@ -135,18 +170,25 @@ def read(paths: list[Path], task: Task, split: str) -> Split:
     labels: list[Any] = []
     for path in paths:
         table = _columns(path, task, (*task.columns, "label"))
-        for column, rows in zip(task.columns, texts, strict=True):
-            values = table.column(column).to_pylist()
-            if any(value is not None and not isinstance(value, str) for value in values):
-                raise DataError(
-                    f"{path}", rule=f"column {column!r} does not hold text", remedy="give the columns of nyu-mll/glue"
-                )
-            rows += ["" if value is None else value for value in values]
+        for rows, more in zip(texts, _texts(table, task, path), strict=True):
+            rows += more
         labels += table.column("label").to_pylist()
     return Split(texts, _checked(labels, task, split))
 
 
-def _columns(path: Path, task: Task, wanted: tuple[str, ...]) -> Any:
+def _texts(table: Any, task: Task, path: Path) -> tuple[list[str], ...]:
+    texts = []
+    for column in task.columns:
+        values = table.column(column).to_pylist()
+        if any(value is not None and not isinstance(value, str) for value in values):
+            raise DataError(
+                f"{path}", rule=f"column {column!r} does not hold text", remedy="give the columns of nyu-mll/glue"
+            )
+        texts.append(["" if value is None else value for value in values])
+    return tuple(texts)
+
+
+def _columns(path: Path, task: Task, wanted: Sequence[str]) -> Any:
     """These columns of a file that has all of its task's, as an Arrow table."""
     import pyarrow as pa
     import pyarrow.parquet as pq

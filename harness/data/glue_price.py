@@ -182,24 +182,35 @@ def capped(spec: GlueSpec, data: Mapping[str, TaskData], prices: Mapping[str, in
     Raises:
         ConfigError: not even the cheapest task fits.
     """
-    kept: list[str] = []
-    spent = 0
-    for name in sorted(prices, key=lambda n: (prices[n], n)):
-        spent += prices[name]
-        if spec.cap is not None and spent > spec.cap:
-            break
-        kept.append(name)
+    kept = fitting(prices, spec.cap)
     if not kept:
-        cheapest = min(prices, key=lambda n: prices[n])
-        raise ConfigError(
-            f"evaluation.glue.max_flop {spec.max_flop}",
-            rule=f"the cheapest task, {cheapest}, costs {format_amount(prices[cheapest], Unit.FLOP)} per student",
-            remedy="raise the cap, or choose a smaller grid, fewer seeds or fewer train_examples",
-        )
+        raise too_low(spec, prices)
     return GluePlan(
         spec=spec, data={n: t for n, t in data.items() if n in kept}, length=length,
         flop={n: prices[n] for n in data if n in kept}, dropped={n: prices[n] for n in data if n not in kept},
     )  # fmt: skip
+
+
+def fitting(prices: Mapping[str, int], cap: int | None) -> list[str]:
+    """The tasks, cheapest first, that cost no more than the cap together."""
+    kept: list[str] = []
+    spent = 0
+    for name in sorted(prices, key=lambda n: (prices[n], n)):
+        spent += prices[name]
+        if cap is not None and spent > cap:
+            break
+        kept.append(name)
+    return kept
+
+
+def too_low(spec: GlueSpec, prices: Mapping[str, int], *, costs: str = "costs") -> ConfigError:
+    """The error for a cap under which not even the cheapest task fits."""
+    cheapest = min(prices, key=lambda n: prices[n])
+    return ConfigError(
+        f"evaluation.glue.max_flop {spec.max_flop}",
+        rule=f"the cheapest task, {cheapest}, {costs} {format_amount(prices[cheapest], Unit.FLOP)} per student",
+        remedy="raise the cap, or choose a smaller grid, fewer seeds or fewer train_examples",
+    )
 
 
 def decided_by(plan: GluePlan, main: str) -> None:

@@ -51,9 +51,8 @@ def _seeds(found: Sketch) -> list[str]:
             "two seeds give an interval of 12.7 standard errors to either side, three of 4.3: only a difference many times "
             "the noise will show"
         ]
-    # Where GLUE's data is at hand its own note says so.
-    told = found.complete and study.evaluation.glue is not None
-    return [] if told else ["one seed gives no interval: arms can be shown, not told apart"]
+    # Of GLUE its own note says so.
+    return [] if found.glue is not None else ["one seed gives no interval: arms can be shown, not told apart"]
 
 
 def _memory(table: dict[str, Any], found: Sketch) -> list[str]:
@@ -96,6 +95,4 @@ def _evaluation(table: dict[str, Any], found: Sketch) -> list[str]:
             f"evaluation ({format_amount(judging, Unit.FLOP)}) costs more than training ({format_amount(training, Unit.FLOP)}); "
             f"the dearest item is {dearest[0]} with {format_amount(dearest[1], Unit.FLOP)} a student"
         )
-    if found.study.evaluation.glue is not None and not found.complete:
-        said.append("GLUE's cost is an upper bound: every example padded to evaluation.glue.length")
     return said

@@ -328,8 +328,7 @@ def _glue_notes(found: Sketch) -> list[str]:
     from harness.study.glue import departure
 
     spec = found.study.evaluation.glue
-    if spec is None:
+    if spec is None or found.glue is None:
         return []
-    plan = found.setting.glue if found.complete else None
     said = departure(spec.grid, spec.select_on)
-    return ([said] if said else []) + (plan_notes(plan, found.study) if plan is not None else [])
+    return [*([said] if said else []), *found.glue.notes, *plan_notes(found.glue.plan, found.study)]

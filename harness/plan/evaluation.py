@@ -1,7 +1,7 @@
 """What judging costs: closed-form FLOPs of everything a study evaluates, while it trains and afterwards.
 
 The same formulas the evaluations book for themselves, at real lengths where the corpus is at hand and at the
-longest where it is not. GLUE that is not at hand is priced at its published sizes, padded: an upper bound.
+longest where it is not; see `harness.plan.glue` for GLUE.
 """
 
 from __future__ import annotations
@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from harness.objectives.composition import Plan
     from harness.plan.outline import Sketch
     from harness.setting import ArmSetting
-
-# (train, judged) examples of each task in the published splits; MNLI is judged on two splits.
-GLUE_SIZES = {
-    "cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500), "qqp": (363846, 40430),
-    "mnli": (392702, 19647), "qnli": (104743, 5463), "rte": (2490, 277), "wnli": (635, 71),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,8 +113,8 @@ def items(found: Sketch, shape: Shape, *, curve: bool, glue: bool = True) -> dic
             wanted[f"choice.{task}"] = Judging(forward=_choices(found, shape, task, spec.choices))
     if spec.domains:
         wanted["domains"] = sum([_all_domains(found, shape)] * (1 + points), start=Judging())
-    if spec.glue is not None and glue:
-        wanted["glue"] = Judging(glue=_glue(found, shape, spec.glue))
+    if found.glue is not None and glue:
+        wanted["glue"] = Judging(glue=found.glue.flop(shape))
     return wanted
 
 
@@ -199,35 +193,3 @@ class _Judged:
     """What closed forms of evaluations ask of a subject."""
 
     shape: Shape
-
-
-def _glue(found: Sketch, shape: Shape, spec: Any) -> int:
-    """At real lengths where the study's GLUE is at hand; else an upper bound, every example as long as allowed."""
-    from harness.data import glue_price
-
-    if found.complete and found.setting.glue is not None:
-        plan = found.setting.glue
-        return sum(glue_price.task_flop(shape, plan.data[task], spec) for task in plan.flop)
-    length = min(spec.length, shape.max_length)
-    prices = sorted(_padded_task(shape, task, spec, length) for task in spec.tasks)
-    spent = 0
-    for price in prices:
-        if spec.cap is None or spent + price <= spec.cap:
-            spent += price
-    return spent
-
-
-def _padded_task(shape: Shape, task: str, spec: Any, length: int) -> int:
-    from harness.data import glue_price
-    from harness.data.glue_tasks import TASKS
-
-    train, judged = GLUE_SIZES[task]
-    train = min(train, spec.train_examples or train)
-    held = min(spec.held_out, train // 10) if spec.select_on == "train" else 0
-    once = glue_price.sequence_flop(shape, length, TASKS[task].outputs)
-
-    def price(batch: int, stage: glue_price.Stage) -> int:
-        predicted = held + (judged if stage.share == 1 or not held else 0)
-        return round((3 * spec.points.epochs * (train - held) * stage.share + predicted) * once)
-
-    return glue_price.search_flop(spec, train - held, price)

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data import glue_files
-from harness.data.files import is_local
 from harness.data.sources import WHOLE_TRAIN
 from harness.ds_config import DsConfig
 from harness.errors import DataError, TeacherError
 from harness.models.teacher import SHIPPED
+from harness.plan.glue import GlueOutlook, outlook
 from harness.plan.known_models import config_of_known, vocabulary_of_known
 from harness.setting import ArmSetting, Setting, prepare
 from harness.study import EMBEDDED, StudySpec
@@ -63,7 +62,7 @@ class Sketch:
 
     train_blocks: blocks by source, None where nobody knows them here; evaluation_blocks: what evaluation may
     read, blocks of validation and test and, under WHOLE_TRAIN, of train without `limit_tokens`.
-    setting: what a run would use if `complete`; otherwise an `Outline` of it.
+    setting: what a run would use if `complete`, but for GLUE, of which `glue` is all that is known; otherwise an `Outline`.
     """
 
     study: StudySpec
@@ -75,6 +74,7 @@ class Sketch:
     train_blocks: dict[str, int | None]
     evaluation_blocks: dict[str, int | None]
     notes: list[str] = field(default_factory=list)
+    glue: GlueOutlook | None = None
 
 
 def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[[str], None]) -> Sketch:
@@ -87,16 +87,15 @@ def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[
     notes: list[str] = []
     reasons = _missing(study)
     if not reasons:
-        setting = prepare(study, ds_config, world=world, tell=tell)
+        setting = prepare(study, ds_config, world=world, tell=tell, glue=False)
         blocks = {label: len(setting.corpus.blocks("train", label)) for label in labels}
         held = {split: len(setting.corpus.blocks(split)) for split in EVALUATED}
-        return Sketch(study, ds_config, world, setting.arms, setting, True, dict(blocks), dict(held), notes)
+        return Sketch(
+            study, ds_config, world, setting.arms, setting, True, dict(blocks), dict(held), notes, outlook(setting)
+        )
     notes += reasons
     entries, special, tokenizer, fingerprint, said = vocabulary(study.data.tokenizer)
     notes += said
-    glue = study.evaluation.glue
-    if glue is not None and is_local(glue.path):
-        glue_files.check(glue_files.locate(glue.path, glue.tasks), glue.tasks)
     outline = Outline(
         study=study, ds_config=ds_config, tokenizer=tokenizer, tokenizer_fingerprint=fingerprint, special=special,
         corpus=NoCorpus(), world=world, entries=entries,  # type: ignore[arg-type]
@@ -106,7 +105,7 @@ def sketch(study: StudySpec, ds_config: DsConfig, *, world: int, tell: Callable[
     train, evaluated, said = _cached_sizes(study, fingerprint)
     if None in train.values():
         said.append("epochs are unknown: how much text there is can only be told where the corpus has been built")
-    return Sketch(study, ds_config, world, arms, outline, False, train, evaluated, notes + said)
+    return Sketch(study, ds_config, world, arms, outline, False, train, evaluated, notes + said, outlook(outline))
 
 
 def _cached_sizes(study: StudySpec, tokenizer: str) -> tuple[dict[str, int | None], dict[str, int | None], list[str]]:
@@ -176,11 +175,6 @@ def _missing(study: StudySpec) -> list[str]:
             for path in paths
             if path not in EMBEDDED and not Path(path).expanduser().exists()
         ]
-    glue = study.evaluation.glue
-    if glue is not None and (not Path(glue.path).is_dir() or _size(Path(glue.path)) > SMALL_BYTES):
-        reasons.append(
-            "GLUE is not tokenised for a plan: it is priced at its published sizes, every example at full length"
-        )
     if not reasons and not is_built(study.data) and not _is_small(study):
         reasons.append("the corpus is not in the cache yet: a run, or prefetch, builds it once")
     elif not reasons and not is_built_of(study.evaluation, study.data) and not _is_small(study):

@@ -468,7 +468,7 @@ def test_broken_glue_data_is_refused_by_the_plan_however_much_of_it_there_is(
     large: bool, spoil: Any, message: str,
 ) -> None:  # fmt: skip
     folder = write_glue(tmp_path / "glue", tasks=("rte",), train=80)
-    monkeypatch.setattr("harness.plan.outline.SMALL_BYTES", 0 if large else 10**6)
+    monkeypatch.setattr("harness.plan.glue.SMALL_BYTES", 0 if large else 10**6)
     arguments = [
         "plan",
         "--study",
@@ -486,7 +486,7 @@ def test_broken_glue_data_is_refused_by_the_plan_however_much_of_it_there_is(
 def test_a_typo_in_the_place_of_glue_is_refused_by_the_plan(
     tiny: TinyStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.plan.outline.SMALL_BYTES", 0)
+    monkeypatch.setattr("harness.plan.glue.SMALL_BYTES", 0)
     block = f"evaluation.glue={{path: {tmp_path / 'gleu'}, tasks: [rte]}}"
     assert cli.main(["plan", "--study", str(tiny.file), "--set", block]) == 3
     assert "no such folder" in capsys.readouterr().err

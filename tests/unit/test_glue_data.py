@@ -16,7 +16,7 @@ from harness.data.glue_tasks import TASKS
 from harness.data.tokenizer import load_tokenizer
 from harness.errors import ConfigError, DataError
 from harness.models.shapes import Shape
-from harness.plan.evaluation import GLUE_SIZES
+from harness.plan.glue import GLUE_SIZES
 from harness.study import GlueSpec, glue_spec
 from harness.study.glue import NAMES
 from tests.support.glue_worlds import rows, write_glue, write_split
