@@ -237,6 +237,20 @@ def test_a_mean_that_leaves_out_what_some_arms_lack_says_so(trained: Path, glue:
     assert not any("glue.mean is over" in note for note in record(run)["glue"]["notes"])
 
 
+def test_whoever_interrupts_an_evaluation_is_told_what_it_takes_to_go_on(
+    trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    student = run / "arms/no_kd/seed-1/student"
+    monkeypatch.setattr("harness.stopping.StopFlag.__call__", lambda _self: True)
+    for arguments in ([str(run), *flags(glue)], [str(student), *flags(glue), "--out", str(tmp_path / "out")]):
+        assert cli.main(["evaluate", *arguments]) == 75
+        error = capsys.readouterr().err
+        assert "start the same command again" in error
+        assert "--resume" not in error
+
+
 def test_a_run_whose_jobs_are_at_work_is_not_evaluated_beside_them(
     trained: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
