@@ -53,14 +53,16 @@ class BreakEven:
         if self.kind == "never pays":
             reach = "even with a free teacher" if math.isinf(most) else f"with up to {most:.3g} students"
             return f"{self.arm} does not pay {reach}: {self.along.sentence()}"
-        if self.kind == "cannot tell" or self.students is None:
+        if self.along.kind == "cannot tell" and not any(stretch.shown for stretch in self.along.stretches):
             return f"break-even of {self.along.sentence()}"
+        if self.kind == "cannot tell" or self.students is None:
+            return f"no break-even{' yet' if self.along.kind == 'cannot tell' else ''}: {self.along.sentence()}"
         first = math.ceil(self.students - _WHOLE)
         whole = f"so {first} or more" if first > 1 else "so the first one already pays"
         if self.low is None or self.high is None:
             return f"{self.arm} breaks even at {self.students:.3g} students, {whole}; {self.along.note}"
         interval = f"95 % interval {self.low:.3g} to {self.high:.3g}"
-        return f"{self.arm} breaks even at {self.students:.3g} students ({interval}), {whole}"
+        return f"{self.arm} breaks even at {self.students:.3g} students ({interval}), {whole}{self.along.unsure()}"
 
 
 def breakeven(
@@ -89,8 +91,10 @@ def breakeven(
     named = Words(words.score_unit, words.score_scale, axis_unit="of the teacher's cost")
     along = crossover(shares, differences, challenger=arm, baseline=baseline, log=False, words=named, family=family)
 
-    # Distilling gets worse as its teacher gets dearer: any other order of flips is noise, and no break-even.
-    flip = along.flips[0] if len(along.flips) == 1 and along.flips[0].above == baseline else None
+    # Distilling gets worse as its teacher gets dearer: any other order of flips is noise, and no break-even. Beside a flip
+    # that is shown one that is not takes nothing away; what it leaves open is said.
+    flips = [flip for flip in along.flips if flip.shown or along.kind != "crossover"]
+    flip = flips[0] if len(flips) == 1 and flips[0].above == baseline else None
     kind: Kind
     if along.kind == "no crossover":
         kind = "always pays" if along.winner == arm else "never pays"

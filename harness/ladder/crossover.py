@@ -9,6 +9,8 @@ keeps zero with probability 95 %, so the set of all such values holds x with tha
 1954); the stretch around the flip is that set's connected part. The set may reach an end of the ladder: the flip is
 then "at or below the smallest rung", or above the largest. Stretches without a rung that the test calls decided are
 counted with their undecided neighbours: with few seeds the spread is small by chance where the seeds' lines meet.
+Several changes of sign inside one undecided stretch are no several flips: the test tells none of them from the next.
+They are one flip where the order at the stretch's two ends is another, and none where it is the same.
 
 Who wins where is another question, asked at K rungs at once: only rungs that are significant after Holm's correction
 over the rungs are called won. "No crossover in range" needs zero excluded at every value, which needs no correction
@@ -34,9 +36,10 @@ Kind = Literal["crossover", "no crossover", "cannot tell", "no interval"]
 
 @dataclass(frozen=True)
 class Flip:
-    """The mean difference changes sign at x: `below` is ahead under it, `above` over it.
+    """The order of the means changes at x: `below` is ahead under it, `above` over it; one flip per undecided stretch.
 
-    low, high: the stretch in which the test cannot exclude zero, None where there is no interval; at_or_below and
+    x: where the mean difference changes sign; of several changes in one stretch that one which leaves the least area of
+    the mean on its wrong side, the first of equals. low, high: the stretch in which the test cannot exclude zero, None where there is no interval; at_or_below and
     at_or_above: it reaches that end of the ladder, which is then no bound. shown: on both sides the nearest rung won
     after correction was won by the arm that is ahead there.
     """
@@ -102,7 +105,7 @@ class Crossover:
         if self.kind == "no crossover":
             return f"no crossover from {first} to {last}: {self.winner} beats {self._other(self.winner)} throughout, {self._ends()}"
         if self.kind == "crossover":
-            return "; ".join(self._flip(flip) for flip in self.flips if flip.shown) + self._unsure()
+            return "; ".join(self._flip(flip) for flip in self.flips if flip.shown) + self.unsure()
         if self.kind == "no interval":
             found = "; ".join(self._flip(flip) for flip in self.flips)
             found = found or f"{self._leader(0)} is ahead from {first} to {last}"
@@ -154,8 +157,8 @@ class Crossover:
             return f"up to {high}"
         return f"from {low}" if stretch.high >= self.x[-1] else f"from {low} to {high}"
 
-    def _unsure(self) -> str:
-        """What a shown flip leaves open: stretches without a winner that hold no shown flip."""
+    def unsure(self) -> str:
+        """What shown flips leave open: stretches without a winner that hold none of them; a clause to append, or nothing."""
         covered = {flip.low for flip in self.flips if flip.shown}
         rest = [s for s in self.stretches if s.ahead is None and s.low not in covered]
         places = ", ".join(f"{self.words.rung(s.low)} to {self.words.rung(s.high)}" for s in rest)
@@ -206,7 +209,11 @@ def crossover(
     p_corrected = np.minimum(holm(p) * family, 1.0)
     won = np.where(p_corrected <= ALPHA, np.sign(mean), 0).astype(int)
     parts = _stretches(axis, table, alpha)
-    flips = tuple(_flip(at, after, parts, axis, won, names, x, back) for at, after in signs)
+    flips = tuple(
+        _flip(*_least_wrong(changes, axis, mean), around, axis, won, names, x, back)
+        for around, changes in _gathered(signs, parts)
+        if len(changes) % 2  # an even number of them leaves the order as it was
+    )
     stretches = tuple(
         Stretch(*_ends(part, axis, x, back), _name(names, part[2]), shown=_won_within(part, axis, won))
         for part in parts
@@ -277,6 +284,28 @@ def _sign_changes(axis: Array, mean: Array) -> list[tuple[float, int]]:
     return found
 
 
+def _gathered(signs: list[tuple[float, int]], parts: list[_Part]) -> list[tuple[_Part, list[tuple[float, int]]]]:
+    """Changes of sign by the undecided part that they lie in; one where all seeds' lines meet lies in none, and is its own."""
+    found: dict[_Part, list[tuple[float, int]]] = {}
+    for at, after in signs:
+        around = next((part for part in parts if part[2] == 0 and part[0] <= at <= part[1]), (at, at, 0))
+        found.setdefault(around, []).append((at, after))
+    return list(found.items())
+
+
+def _least_wrong(changes: list[tuple[float, int]], axis: Array, mean: Array) -> tuple[float, int]:
+    """Of an odd number of changes, all in one stretch: the one with the least area of the mean on its wrong side."""
+    first, after = changes[0]
+
+    def wrong(to: float) -> float:
+        """What of the area between the first change and this one has the sign that the order has above, less the rest."""
+        at = np.array([first, *axis[(axis > first) & (axis < to)], to])
+        line = np.interp(at, axis, mean)
+        return after * float(np.sum(np.diff(at) * (line[1:] + line[:-1]) / 2))
+
+    return min((change for change in changes if change[1] == after), key=lambda change: wrong(change[0]))
+
+
 def _stretches(axis: Array, table: Array, alpha: float) -> list[_Part]:
     """The axis from end to end in parts of one sign, 0 where the interval holds zero; every signed part holds a rung."""
     critical = float(stats.t.isf(alpha / 2, table.shape[1] - 1))
@@ -326,14 +355,13 @@ def _won_within(part: _Part, axis: Array, won: Any) -> bool:
 def _flip(
     at: float,
     after: int,
-    parts: list[_Part],
+    around: _Part,
     axis: Array,
     won: Any,
     names: tuple[str, str],
     x: Sequence[float],
     back: Any,
 ) -> Flip:
-    around = next((p for p in parts if p[0] <= at <= p[1] and p[2] == 0), (at, at, 0))
     below = [w for w, place in zip(won, axis, strict=True) if place < around[0] and w]
     above = [w for w, place in zip(won, axis, strict=True) if place > around[1] and w]
     low, high = _ends(around, axis, x, back)

@@ -77,7 +77,38 @@ def test_noise_alone_cannot_tell_and_a_free_teacher_may_not_help_either() -> Non
 def test_a_flip_in_the_wrong_direction_is_no_break_even() -> None:
     found = paid(-falling(0.3))
     assert (found.kind, found.students) == ("cannot tell", None)
-    assert "the order flips" in found.sentence()
+    assert found.sentence().startswith("no break-even: the order flips at 0.3 of the teacher's cost")
+    alone = paid(-falling(0.3)[:, 1:2])
+    assert alone.students is None
+    assert alone.sentence().startswith("no break-even: the order flips at 0.3 of the teacher's cost: scratch is ahead")
+
+
+def test_a_means_wobble_inside_what_cannot_be_told_hides_no_break_even() -> None:
+    """The order of the means changes three times between two decided ends: that is one break-even."""
+    shares = [0.0, 0.25, 0.5, 0.75, 1.0]
+    means = np.array([0.3, 0.01, -0.01, 0.01, -0.3])
+    found = paid(means[:, None] + 2 * NOISE, shares)
+    assert found.kind == "break-even"
+    assert found.students == pytest.approx(1 / 0.375)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.students < found.high
+
+
+def test_a_break_even_that_is_shown_says_what_lies_open_beyond_it() -> None:
+    """At its full cost the mean is back by less than the seeds' spread: no second flip, and no certain loss either."""
+    found = paid(np.array([0.3, 0.2, -0.3, 0.002])[:, None] + NOISE)
+    assert found.kind == "break-even"
+    assert [flip.shown for flip in found.along.flips] == [True, False]
+    assert found.students == pytest.approx(1 / 0.35)
+    assert found.sentence().startswith("kd breaks even at 2.86 students (")
+    assert "; cannot tell from 0.9" in found.sentence()
+
+
+def test_what_is_won_at_some_shares_alone_is_no_sentence_about_a_break_even_of_it() -> None:
+    won = paid(np.array([0.3, 0.3, 0.3, 0.0])[:, None] + np.array([[-0.01], [-0.01], [-0.01], [-1.0]]) * [-1, 0, 1])
+    assert won.along.kind == "cannot tell"
+    assert won.sentence().startswith("no break-even yet: kd beats scratch up to ")
 
 
 def test_one_seed_breaks_even_without_an_interval() -> None:
@@ -87,7 +118,7 @@ def test_one_seed_breaks_even_without_an_interval() -> None:
     assert found.sentence() == "kd breaks even at 3.33 students, so 4 or more; one seed gives no interval"
     ahead = paid(falling(2.0)[:, 1:2])
     assert (ahead.kind, ahead.students) == ("no interval", None)
-    assert "kd is ahead" in ahead.sentence()
+    assert ahead.sentence().startswith("no break-even: kd is ahead from ")
 
 
 def test_results_are_json() -> None:
