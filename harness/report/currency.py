@@ -44,7 +44,8 @@ class Currency:
     """One other currency: what arms used in it, what they scored at equal cost in it, and what that says.
 
     `flip`: "yes" where the order of the main verdict is reversed and the reversal is significant; "possible" where
-    it may be; "no" where the main verdict holds; "unknown" where nothing could be read.
+    it may be; "no" where the main verdict holds: it is of the same kind and names the same winner, or follows from the
+    costs alone; "unknown" where nothing could be read, or what was read settles nothing.
     """
 
     unit: str
@@ -246,8 +247,12 @@ def _flip(main: Verdict, same_pair: Comparison | None, other: Verdict) -> Flip:
         if _reversed(main, same_pair):
             return "yes" if same_pair.significant else "possible"
         # The order of the pair holds; another contender may lead here all the same.
-        return "possible" if other.better not in (None, main.better) else "no"
-    return "possible" if other.kind == "beats" else "no"
+        if other.better not in (None, main.better):
+            return "possible"
+    elif other.kind == "beats":
+        return "possible"
+    # The same order without its proof is no verdict that holds.
+    return "no" if (other.kind, other.better) == (main.kind, main.better) else "unknown"
 
 
 def _stands_apart(analysis: Analysis, metric: str, margin: float) -> str:

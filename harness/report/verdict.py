@@ -20,6 +20,7 @@ LOSS_MARGIN = 0.02
 SHARE_MARGIN = 0.005
 # With one seed no spread is known; three seeds are the fewest whose interval is of use.
 USEFUL_SEEDS = 3
+UNLIKE_HARDWARE = "cannot tell yet, run all arms on the same hardware"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def withheld(verdict: Verdict, reason: str) -> Verdict:
     """The verdict of arms whose costs cannot be compared: nothing can be told from them, however clear the scores."""
     if verdict.a is None or verdict.b is None:
         return verdict
-    sentence = f"{verdict.a} or {verdict.b}: cannot tell yet, run all arms on the same hardware"
+    sentence = f"{verdict.a} or {verdict.b}: {UNLIKE_HARDWARE}"
     return Verdict("cannot tell", sentence, f"the budget is measured, and {reason}", a=verdict.a, b=verdict.b)
 
 

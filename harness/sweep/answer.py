@@ -16,6 +16,7 @@ from harness.ladder.scaling import validated
 from harness.ladder.words import Words
 from harness.report import numbers
 from harness.report.arms import Arm
+from harness.report.verdict import UNLIKE_HARDWARE
 from harness.sweep.gather import Found
 
 Along = Crossover | BreakEven
@@ -58,7 +59,14 @@ def words_of(found: Found) -> Words:
 
 
 def answer(found: Found) -> Answer:
-    """The sweep's answer from the points that are there; says what is missing where that is too few."""
+    """The sweep's answer from the points that are there; says what is missing where that is too few.
+
+    No curve, place or best value is drawn across unlike machines where the budget is measured.
+    """
+    if found.withheld:
+        arms = found.arms if found.sweep.spec.kind == "tune" else found.challengers
+        lines = [Line(arm.name, f"{_asked(found, arm)}: {UNLIKE_HARDWARE}") for arm in arms]
+        return Answer(UNLIKE_HARDWARE[:1].upper() + UNLIKE_HARDWARE[1:], found.withheld, lines)
     if found.sweep.spec.kind == "tune":
         return _tuned(found)
     if len(found.at) < 2 or found.baseline is None or not found.challengers:
@@ -82,11 +90,20 @@ def answer(found: Found) -> Answer:
     )
 
 
+def _asked(found: Found, arm: Arm) -> str:
+    """ "kd or no_kd", or an arm's name where each is tuned by itself."""
+    if found.baseline is None or found.sweep.spec.kind == "tune":
+        return arm.name
+    return f"{arm.name} or {found.baseline.name}"
+
+
 def _line(found: Found, challenger: str, baseline: str) -> Line:
     """Where this challenger and the baseline change places along the axis."""
     along: Along
+    if reason := found.meaningless.get(challenger) or found.meaningless.get(baseline):
+        return Line(challenger, f"{challenger} or {baseline}: cannot tell by this score: {reason}")
     try:
-        family = len(found.challengers)
+        family = len(found.judged)
         table, seeds = differences_of(found.ladder, challenger=challenger, baseline=baseline, metric=found.metric)
         if found.sweep.spec.kind == "amortise":
             along = breakeven(found.x, table, arm=challenger, baseline=baseline, words=words_of(found), family=family)
@@ -97,9 +114,6 @@ def _line(found: Found, challenger: str, baseline: str) -> Line:
             )  # fmt: skip
     except IsoBudgetError as error:
         return Line(challenger, f"{challenger} or {baseline}: cannot tell yet ({error})")
-    unlike = found.at[0].analysis.meaningless(found.metric)
-    if reason := unlike.get(challenger) or unlike.get(baseline):
-        return Line(challenger, f"{challenger} or {baseline}: cannot tell by this score: {reason}")
     return Line(challenger, along.sentence(), {"seeds": list(seeds), **along.as_json()}, along)
 
 
@@ -154,9 +168,8 @@ def _forecasts(found: Found) -> list[Line]:
     if found.sweep.spec.kind != "crossover" or len(found.at) < 3:
         return []
     lines: list[Line] = []
-    unlike = found.at[0].analysis.meaningless(found.metric)
     for arm in found.arms:
-        if arm.name in unlike:
+        if arm.name in found.meaningless:
             continue
         try:
             scores, _ = scores_of(found.ladder, [arm.name])
@@ -172,7 +185,7 @@ def _best_point(found: Found) -> list[Line]:
     if not found.sweep.spec.kind.startswith("teacher"):
         return []
     lines: list[Line] = []
-    for arm in found.challengers:
+    for arm in found.judged:
         means = {each.x: m.mean for each in found.at if (m := each.analysis.score(arm.name, found.metric)) is not None}
         if not means:
             continue
@@ -198,6 +211,9 @@ def _tuned(found: Found) -> Answer:
         if not means:
             lines.append(Line(arm.name, f"{arm.name}: no finished trial"))
             continue
+        if reason := found.meaningless.get(arm.name):
+            lines.append(Line(arm.name, f"{arm.name}: cannot tell by this score: {reason}"))
+            continue
         x = (max if higher_is_better(found.metric) else min)(means, key=lambda x: means[x])
         edge = x in (found.x[0], found.x[-1])
         warning = " Warning: it lies on the edge of the grid; widen the grid." if edge else ""
@@ -210,6 +226,8 @@ def _tuned(found: Found) -> Answer:
             )
         )
     best = {line.data["best"] for line in lines if line.data}
+    if not best:
+        return Answer("Cannot tell by this score", f"{numbers.label(found.metric)} measures no arm here", lines)
     edges = sum(bool(line.data.get("edge")) for line in lines)
     headline = (
         f"All arms are best at {found.kind.axis} {best.pop():g}"

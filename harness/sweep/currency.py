@@ -20,13 +20,14 @@ from harness.errors import DataError, IsoBudgetError
 from harness.ladder.crossover import crossover
 from harness.ladder.rungs import scores_of
 from harness.report.cells import Cell, Table
-from harness.report.currency import WORDS, unpriced
-from harness.report.noise import hardware_of
+from harness.report.currency import WORDS, Flip, unpriced
 from harness.report.on_curve import total_cost
 from harness.sweep.answer import Line, at, words_of
 from harness.sweep.gather import Found
 from harness.units import Unit, format_amount
 
+# What each means for the verdict, those that ask for another look first.
+FLIPS: dict[Flip, str] = {"yes": "flips", "possible": "may flip", "no": "holds", "unknown": "cannot be told"}
 # Places of the axis nearer to each other than this share are one.
 SAME_PLACE = 0.02
 
@@ -55,16 +56,12 @@ def lines(found: Found) -> list[Line]:
 
 
 def _point_by_point(found: Found, unit: Unit) -> Line:
-    """At how many points the verdict is the same in `unit`."""
-    places: dict[str, list[str]] = {}
+    """At which points the verdict is the same in `unit`."""
+    places: dict[Flip, list[str]] = {}
     for each in found.at:
-        flip = next((c.flip for c in each.analysis.currencies if c.unit == unit.value), "unknown")
-        places.setdefault(flip, []).append(at(found, each.x))
-    said = [
-        f"{words} at {', '.join(places[flip])}"
-        for flip, words in (("yes", "flips"), ("possible", "may flip"), ("no", "holds"), ("unknown", "cannot be told"))
-        if flip in places
-    ]
+        known = [c.flip for c in each.analysis.currencies if c.unit == unit.value]
+        places.setdefault(known[0] if known else "unknown", []).append(at(found, each.x))
+    said = [f"{words} at {', '.join(places[flip])}" for flip, words in FLIPS.items() if flip in places]
     return Line("", f"In {WORDS[unit]}: the verdict {'; '.join(said)}", {"unit": unit.value, "points": places})
 
 
@@ -77,11 +74,11 @@ def _along(found: Found, challenger: str, unit: Unit) -> Line:
     def untold(why: str) -> Line:
         return Line(challenger, f"{start}{challenger} or {baseline}: cannot tell, {why}")
 
-    if unit is Unit.GPU_SECOND and (why := _unlike_hardware(found)):
+    if unit is Unit.GPU_SECOND and (why := found.unlike_hardware):
         return untold(why)
     if why := next((why for a in found.at if (why := unpriced(a.analysis, unit))), ""):
         return untold(why)
-    if why := found.at[0].analysis.meaningless(found.metric).get(challenger, ""):
+    if why := found.meaningless.get(challenger) or found.meaningless.get(baseline):
         return untold(why)
     try:
         curves = {name: _costs(found, name, (challenger, baseline), unit) for name in (challenger, baseline)}
@@ -94,25 +91,11 @@ def _along(found: Found, challenger: str, unit: Unit) -> Line:
         table = sign * (curves[challenger].read(places) - curves[baseline].read(places))
         along = crossover(
             [float(x) for x in places], table, challenger=challenger, baseline=baseline,
-            words=replace(words_of(found), axis_unit=unit.value), family=len(found.challengers),
+            words=replace(words_of(found), axis_unit=unit.value), family=len(found.judged),
         )  # fmt: skip
     except IsoBudgetError as error:
         return untold(str(error))
     return Line(challenger, f"{start}{along.sentence()}", {"unit": unit.value, **along.as_json()}, along)
-
-
-def _unlike_hardware(found: Found) -> str:
-    """Why device time cannot be compared along this ladder, or nothing: all its runs must be of one machine's kind."""
-    if why := next((a.analysis.unlike_hardware for a in found.at if a.analysis.unlike_hardware), ""):
-        return why
-    machines = {
-        hardware_of(run): each.point.label for each in found.at for arm in each.analysis.arms for run in arm.done
-    }
-    machines.pop("", None)
-    if len(machines) < 2:
-        return ""
-    (one, first), (other, second) = list(machines.items())[:2]
-    return f"{first} ran on {one} and {second} on {other}"
 
 
 def _costs(found: Found, arm: str, pair: tuple[str, str], unit: Unit) -> Costs:
@@ -151,14 +134,13 @@ def points(found: Found) -> Table:
         for each in found.at:
             for currency in each.analysis.currencies:
                 told = currency.verdict.sentence if currency.verdict else "not told by scores"
-                flip = {"yes": "flips", "possible": "may flip", "no": "holds", "unknown": "unknown"}[currency.flip]
                 equal = "" if currency.at is None else f"at {format_amount(currency.at, Unit(currency.unit))} each"
                 rows.append(
                     [
                         Cell(at(found, each.x), detail=each.point.spec.label or ""),
                         Cell(each.analysis.verdict.sentence),
                         Cell(told, detail=equal),
-                        Cell(flip, role="flag" if currency.flip in ("yes", "possible") else ""),
+                        Cell(FLIPS[currency.flip], role="flag" if currency.flip in ("yes", "possible") else ""),
                     ]
                 )  # fmt: skip
                 records.append(

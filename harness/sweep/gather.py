@@ -10,6 +10,7 @@ from harness.compare import Scores
 from harness.report.analysis import Analysis, analyse
 from harness.report.arms import Arm
 from harness.report.checks import check
+from harness.report.noise import hardware_of
 from harness.report.source import read
 from harness.rundir import STUDY, read_json
 from harness.sweep.conduct import load
@@ -59,6 +60,41 @@ class Found:
     @property
     def challengers(self) -> list[Arm]:
         return [arm for arm in self.arms if not arm.baseline]
+
+    @property
+    def meaningless(self) -> dict[str, str]:
+        """{arm: why the deciding score says nothing of it} at any of the points: what joins them needs all of them."""
+        return {arm: why for each in reversed(self.at) for arm, why in each.analysis.meaningless(self.metric).items()}
+
+    @property
+    def judged(self) -> list[Arm]:
+        """The challengers that the deciding score measures: the family that is corrected for."""
+        return [arm for arm in self.challengers if arm.name not in self.meaningless]
+
+    @property
+    def unlike_hardware(self) -> str:
+        """Why measured costs cannot be compared along the axis, or nothing: all runs must be of one machine's kind.
+
+        Every point may be so by itself and the whole not: a sweep that was interrupted goes on where it is resumed.
+        """
+        if why := next((a.analysis.unlike_hardware for a in self.at if a.analysis.unlike_hardware), ""):
+            return why
+        machines = {
+            hardware_of(run): each.point.label for each in self.at for arm in each.analysis.arms for run in arm.done
+        }
+        machines.pop("", None)
+        if len(machines) < 2:
+            return ""
+        (one, first), (other, second) = list(machines.items())[:2]
+        return f"{first} ran on {one} and {second} on {other}"
+
+    @property
+    def withheld(self) -> str:
+        """Why nothing is told of this sweep, or nothing: its budget is measured, and was spent on unlike machines."""
+        budget = self.at[0].analysis.budget if self.at else None
+        if budget is None or budget.unit.deterministic or not self.unlike_hardware:
+            return ""
+        return f"the budget is measured, and {self.unlike_hardware}"
 
     @property
     def ladder(self) -> list[Scores]:

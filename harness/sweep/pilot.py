@@ -186,19 +186,23 @@ def recommend(found: Found, pilot: Pilot) -> tuple[Decision, list[Validation]]:
     """The decision for the rest of the purse, and every arm's curve tried on the largest rung.
 
     Raises:
-        DataError: a rung without a finished trial, fewer than two seeds, or arms that the deciding score does not
-            measure alike.
+        DataError: a rung without a finished trial, fewer than two seeds, arms that the deciding score does not
+            measure alike, or a measured budget spent on unlike machines.
     """
     if len(found.at) < len(pilot.rungs):
         raise DataError(
             f"a pilot of {len(found.at)} of {len(pilot.rungs)} rungs", rule="; ".join(found.missing[:3]),
             remedy="run it again with --resume",
         )  # fmt: skip
-    arms = [arm.name for arm in found.arms]
-    unlike = found.at[0].analysis.meaningless(found.metric)
-    if flagged := [arm for arm in arms if arm in unlike]:
+    if found.withheld:
         raise DataError(
-            f"{found.metric} of {flagged[0]}", rule=unlike[flagged[0]],
+            "a pilot on unlike machines", rule=found.withheld,
+            remedy="cannot tell yet: run all arms and rungs on the same hardware, into a new --out",
+        )  # fmt: skip
+    arms = [arm.name for arm in found.arms]
+    if flagged := [arm for arm in arms if arm in found.meaningless]:
+        raise DataError(
+            f"{found.metric} of {flagged[0]}", rule=found.meaningless[flagged[0]],
             remedy="decide by a score that measures all arms: set evaluation.main to readout.loss",
         )  # fmt: skip
     scores, _ = scores_of(found.ladder, arms)

@@ -40,7 +40,7 @@ def build(root: Path) -> Json:
     root = Path(root)
     found = gather(root)
     said, shown = replace(answer(found), currencies=currency.lines(found)), tables.every(found)
-    told = decided.read(root, arms={arm.name: arm.index for arm in found.arms})
+    told = None if found.withheld else decided.read(root, arms={arm.name: arm.index for arm in found.arms})
     report = document(found, said)
     for table in [*(told.tables if told else []), *shown]:
         write_csv(root / "tables" / f"{table.name}.csv", table.records)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.budget import Account, Budget
-from harness.errors import ConfigError
+from harness.errors import ConfigError, DataError
 from harness.study import StudySpec
 from harness.study.keys import assign
 from harness.study.reading import SWEEP
@@ -81,11 +81,18 @@ def tuned(study: StudySpec, found: Found) -> dict[str, Any]:
 
     Raises:
         ConfigError: a trial is missing; a best of fewer trials than others had would not be fair.
+        DataError: a measured budget was spent on unlike machines.
     """
     if found.missing or len(found.at) < len(found.sweep.points):
         first = found.missing[0] if found.missing else "a point"
         raise ConfigError(
             f"tuning: {first}", rule="every arm gets as many trials", remedy="run tune again with --resume"
+        )
+    if found.withheld:
+        raise DataError(
+            "a search on unlike machines",
+            rule=found.withheld,
+            remedy="run all trials on the same hardware, into a new --out",
         )
     best = {line.arm: line.data["best"] for line in answer(found).lines}
     tree = copy.deepcopy(study.model_dump(mode="json"))

@@ -16,12 +16,15 @@ from harness import cli
 from harness.budget import Account, Budget
 from harness.chaos.tiny import TinyStudy, write_teacher
 from harness.commands.decide import share_of
-from harness.errors import ConfigError
+from harness.errors import ConfigError, DataError
 from harness.ladder.decision import decide
 from harness.ladder.scaling import validated
 from harness.ladder.words import Words
 from harness.sweep import decided, expand
-from harness.sweep.pilot import Pilot, rungs_of, tree_of
+from harness.sweep.gather import gather
+from harness.sweep.pilot import Pilot, recommend, rungs_of, tree_of
+from harness.sweep.publish import build
+from tests.unit.test_sweep_currency import MEASURED, MOVED, ladder
 
 SCORES = {"curve_points": 0, "mlm_blocks": 16, "readout": {"steps": 5, "positions": 64, "blocks": 32}}
 ARMS = [{"name": "no_kd", "objective": "mlm"}, {"name": "kd", "objective": "soft_targets"}]
@@ -267,6 +270,32 @@ def test_a_pilot_reads_no_curves_for_its_ladder_compares_arms_in_both_currencies
     (point, _) = expand(tree_of(own, Budget.parse("1e12 flop"), (1e9, 2e9)), where="here").points
     assert point.study({}).evaluation.readout.on_curve is False
     assert readout["on_curve"] is True
+
+
+# -- unlike machines -------------------------------------------------------------------------------------
+
+
+def test_a_pilot_that_was_resumed_on_another_machine_recommends_nothing(tmp_path: Path) -> None:
+    """Every rung ran on one machine, and its seconds are another currency than the last one's."""
+    pilot = Pilot(Budget.parse("1000 gpu-seconds"), 0.4, None, (3.0, 6.0, 12.0, 24.0), 8, {})
+    seconds = {"no_kd": 10.0, "tinybert": 10.0}
+    decision, _ = recommend(gather(ladder(tmp_path / "alike", seconds, values=MEASURED)), pilot)
+    assert decision.recommendation == "tinybert"
+    moved = ladder(tmp_path / "moved", seconds, values=MEASURED, devices=MOVED)
+    with pytest.raises(DataError, match="ran on one × 1 rank and 24 gpu-seconds on another") as refused:
+        recommend(gather(moved), pilot)
+    assert "on the same hardware" in str(refused.value)
+    # Nor does the report tell a decision that was kept before.
+    decided_in(moved, {"no_kd": 0.3, "kd": 0.35}, noise=0.02)
+    build(moved)
+    assert (
+        (moved / "report.md")
+        .read_text(encoding="utf-8")
+        .startswith("# Cannot tell yet, run all arms on the same hardware")
+    )
+    counted = ladder(tmp_path / "counted", seconds, devices=MOVED)
+    flops = Pilot(Budget.parse("100 Tflop"), 0.4, None, (3e11, 6e11, 12e11, 24e11), 8, {})
+    assert recommend(gather(counted), flops)[0].recommendation == "tinybert", "FLOPs are the same on any machine"
 
 
 # -- a real pilot ----------------------------------------------------------------------------------------
