@@ -77,7 +77,11 @@ def splits(analysis: Analysis) -> list[Split]:
             equal = (arm.name, label) if kind == "baseline" else (label, baseline.name)
             dear = (label, baseline.name) if kind == "baseline" else (arm.name, label)
             pairs = [(arm.name, baseline.name), equal, dear]
-            net, gain, price = compare(scores, pairs, metric=metric, family="control")
+            # The control trains one of the two objectives, and the head that goes with it.
+            flagged = analysis.meaningless(metric)
+            trained = baseline if kind == "baseline" else arm
+            flagged |= {label: flagged[trained.name]} if trained.name in flagged else {}
+            net, gain, price = compare(scores, pairs, metric=metric, family="control", meaningless=flagged)
             tokens = statistics.fmean(number(controls[s].record.get("tokens")) or 0.0 for s in seeds)
             found.append(Split(arm.name, baseline.name, label, tokens, net, gain, price))
     return found

@@ -44,6 +44,8 @@ def currencies(analysis: Analysis) -> Table:
 def _difference(c: Comparison | None, baseline: bool) -> Cell:
     if baseline or c is None or c.mean_difference is None:
         return Cell("baseline" if baseline else "–", role="muted")
+    if not c.meaningful:
+        return Cell("–", tip=c.note, role="muted")
     text = numbers.signed(c.mean_difference, c.metric, spread=c.half_width)
     error = "" if c.half_width is None else f"± {numbers.amount_of(c.half_width, c.metric, spread=c.half_width)}"
     return Cell(text, error, c.note, "best" if c.significant else "")
@@ -135,7 +137,7 @@ def control(analysis: Analysis) -> Table:
     records = [
         {
             "arm": split.arm, "baseline": split.baseline, "control": split.control, "tokens": split.tokens, "part": part,
-            "difference": c.mean_difference, "low_95": c.low, "high_95": c.high, "n": c.n,
+            "difference": c.mean_difference, "low_95": c.low, "high_95": c.high, "n": c.n, "comparable": c.meaningful,
         }
         for split in analysis.splits
         for part, c in (("net", split.net), ("gain_per_token", split.gain), ("price_per_token", split.price))

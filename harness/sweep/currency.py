@@ -59,7 +59,7 @@ def _point_by_point(found: Found, unit: Unit) -> Line:
     """At which points the verdict is the same in `unit`."""
     places: dict[Flip, list[str]] = {}
     for each in found.at:
-        known = [c.flip for c in each.analysis.currencies if c.unit == unit.value]
+        known: list[Flip] = [c.flip for c in each.analysis.currencies if c.unit == unit.value]
         places.setdefault(known[0] if known else "unknown", []).append(at(found, each.x))
     said = [f"{words} at {', '.join(places[flip])}" for flip, words in FLIPS.items() if flip in places]
     return Line("", f"In {WORDS[unit]}: the verdict {'; '.join(said)}", {"unit": unit.value, "points": places})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
+from harness.compare import mean_interval
 from harness.errors import IsoBudgetError
 from harness.ladder.crossover import band
 from harness.ladder.rungs import differences_of
@@ -23,6 +25,9 @@ MARGIN = 4.0
 PLACES = 97
 # Two labels of the axis need so many per cent of its length.
 LABEL_WIDTH = 9.0
+# A band of two seeds may be wider than all that was measured, which sets the scale: bands are shown up to so many spans
+# of it beyond. A difference is looked at for its band, a score for its curve.
+REACH, CURVES_REACH = 1.5, 0.5
 
 
 class _Axis:
@@ -62,11 +67,13 @@ class _Axis:
 
 
 def charts(found: Found) -> list[Chart]:
-    """Effects against the baseline first, then scores; none where fewer than two points are there."""
-    if len(found.at) < 2:
+    """Effects against the baseline first, then scores; none where no line may join two points. Arms that the score says nothing of
+    are in neither."""
+    if len(found.at) < 2 or found.withheld:
         return []
     tuning = found.sweep.spec.kind == "tune"
-    effects = None if tuning or found.baseline is None else _effects(found)
+    compared = found.baseline is not None and found.baseline.name not in found.meaningless
+    effects = _effects(found) if compared and not tuning else None
     return [chart for chart in (effects, _scores(found)) if chart is not None]
 
 
@@ -75,7 +82,7 @@ def _effects(found: Found) -> Chart | None:
     place, words = _Axis(found), words_of(found)
     at = place.between()
     tables: list[tuple[Arm, np.ndarray]] = []
-    for arm in found.challengers:
+    for arm in found.judged:
         try:
             table, _ = differences_of(
                 found.ladder, challenger=arm.name, baseline=found.baseline.name, metric=found.metric
@@ -90,10 +97,7 @@ def _effects(found: Found) -> Chart | None:
     except IsoBudgetError:  # two points at one place: no line goes along them
         return None
     seen = [0.0] + [float(v) for _, table, parts in bands for group in (table.ravel(), *parts) for v in group]
-    # A band of two seeds may be wider than all that was measured: what was measured sets the scale.
-    measured = [float(v) for _, table in tables for v in table.ravel()] + [0.0]
-    reach = 1.5 * (max(measured) - min(measured) or 1e-3)
-    low, high = _range([v for v in seen if min(measured) - reach <= v <= max(measured) + reach])
+    low, high = _range(seen, measured=[float(v) for _, table in tables for v in table.ravel()] + [0.0], reach=REACH)
 
     def point(x: float, y: float) -> tuple[float, float]:
         return place(x), min(100.0, max(0.0, 100 * (high - y) / (high - low)))
@@ -125,23 +129,35 @@ def _effects(found: Found) -> Chart | None:
 
 
 def _scores(found: Found) -> Chart | None:
+    """Every arm's curve, its seeds and the t interval of its mean over them at every point, joined by straight lines.
+
+    Between two points such a line lies on the safe side: a spread is a norm, so that of the seeds' interpolated scores is
+    at most the interpolated spread. Not paired: what seeds share is in it, and differences are read from the other chart.
+    """
     place, scale = _Axis(found), words_of(found).score_scale
-    flagged = found.at[0].analysis.meaningless(found.metric)
     series: list[tuple[Arm, dict[float, dict[int, float]]]] = []
     for arm in found.arms:
         scored = [(each.x, each.scores.get(arm.name, {})) for each in found.at]
         points = {x: {seed: scale * value for seed, value in seeds.items()} for x, seeds in scored if seeds}
-        if points and arm.name not in flagged:
+        if points and arm.name not in found.meaningless:
             series.append((arm, points))
     if not series:
         return None
-    low, high = _range([v for _, points in series for seeds in points.values() for v in seeds.values()])
+    measured = [v for _, points in series for seeds in points.values() for v in seeds.values()]
+    bounds = {arm.name: {x: mean_interval(list(s.values())) for x, s in points.items()} for arm, points in series}
+    within = [v for each in bounds.values() for pair in each.values() for v in pair or ()]
+    low, high = _range([*measured, *within], measured=measured, reach=CURVES_REACH)
 
     def point(x: float, y: float) -> tuple[float, float]:
-        return place(x), 100 * (high - y) / (high - low)
+        return place(x), min(100.0, max(0.0, 100 * (high - y) / (high - low)))
 
-    lines, ends = [], []
+    areas, lines, ends = [], [], []
     for arm, points in series:
+        for known, group in groupby(bounds[arm.name].items(), key=lambda item: item[1] is not None):
+            edges = [(x, *pair) for x, pair in group if pair is not None]
+            if known and len(edges) > 1:
+                there, back = [point(x, upper) for x, _, upper in edges], [point(x, lower) for x, lower, _ in edges]
+                areas.append(Line(_path([*there, *reversed(back)]), arm.index, False, []))
         for seed in sorted({seed for seeds in points.values() for seed in seeds}):
             path = [point(x, seeds[seed]) for x, seeds in points.items() if seed in seeds]
             if len(path) > 1:
@@ -157,16 +173,19 @@ def _scores(found: Found) -> Chart | None:
         lines.append(Line(_path([point(x, y) for x, y in means.items()]), arm.index, True, dots))
         ends.append((arm.name, arm.index, 260 * point(*list(means.items())[-1])[1] / 100))
     thin = "thin lines: single seeds" if any(len(s) > 1 for _, points in series for s in points.values()) else ""
+    shade = "band: 95 % interval of each arm's mean over seeds, unpaired" if areas else ""
     told = "; ".join(f"{name} ends at {100 - top / 2.6:.0f} % of the height" for name, _, top in ends)
     return Chart(
-        title=numbers.label(found.metric), detail="; ".join(part for part in (numbers.unit(found.metric), thin) if part), height=260,
-        lines=lines, x_ticks=place.ticks(), y_ticks=[Tick(100 - t.at, t.text) for t in axis(low, high)],
+        title=numbers.label(found.metric), detail="; ".join(part for part in (numbers.unit(found.metric), thin, shade) if part), height=260,
+        lines=lines, areas=areas, x_ticks=place.ticks(), y_ticks=[Tick(100 - t.at, t.text) for t in axis(low, high)],
         x_title=place.title, ends=spread_labels(ends, 260), alt=f"Scores over {found.kind.axis}: {told}",
     )  # fmt: skip
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    seen = [v for v in values if math.isfinite(v)]
+def _range(values: Sequence[float], *, measured: Sequence[float], reach: float) -> tuple[float, float]:
+    """Ends of an axis that shows what was measured, and of the other values those at most `reach` of its spans beyond."""
+    beyond = reach * (max(measured) - min(measured) or 1e-3)
+    seen = [v for v in values if min(measured) - beyond <= v <= max(measured) + beyond]
     pad = 0.06 * (max(seen) - min(seen)) or 0.01
     return min(seen) - pad, max(seen) + pad
 

@@ -22,12 +22,19 @@ def points(found: Found) -> Table:
     rows: list[list[Cell]] = []
     records: list[Json] = []
     metric = found.metric
+    told: dict[str, None] = {}
     for each in found.at:
         analysis = each.analysis
+        flagged = analysis.meaningless(metric)
+        told |= dict.fromkeys(flagged.values())
         effects = (
             {}
             if found.baseline is None
-            else {c.a: c for c in against_baseline(each.scores, found.baseline.name, metric=metric)}
+            else {
+                c.a: c
+                for c in against_baseline(each.scores, found.baseline.name, metric=metric, meaningless=flagged)
+                if c.meaningful
+            }
         )
         for number_, arm in enumerate(analysis.arms):
             mean, effect = analysis.score(arm.name, metric), effects.get(arm.name)
@@ -45,8 +52,9 @@ def points(found: Found) -> Table:
                     first,
                     arm_cell(arm, bare=True),
                     Cell(
-                        numbers.score(mean.mean, metric, spread=spread),
+                        numbers.score(mean.mean, metric, spread=spread) + " †" * (arm.name in flagged),
                         detail="" if mean.sd is None else f"± {numbers.amount_of(mean.sd, metric, spread=spread)}",
+                        role="muted" if arm.name in flagged else "",
                     ),
                     Cell(shown, detail="" if half is None else f"± {numbers.amount_of(half, metric, spread=half)}"),
                     Cell(str(len(mean.values))),
@@ -60,6 +68,7 @@ def points(found: Found) -> Table:
             records.append(
                 {
                     "x": each.x, "label": each.point.label, "arm": arm.name, "metric": metric, "n": len(mean.values),
+                    "comparable": arm.name not in flagged,
                     "mean": mean.mean, "sd": mean.sd, "effect": effect.mean_difference if effect else None,
                     "effect_low_95": effect.low if effect else None, "effect_high_95": effect.high if effect else None,
                     "steps": run.get("steps"), "tokens": run.get("tokens"), "epochs": run.get("epochs"),
@@ -74,6 +83,7 @@ def points(found: Found) -> Table:
     ]  # fmt: skip
     notes = ["Scores: mean ± one standard deviation over seeds. To the baseline: mean of paired differences ± half its "
              "95 % interval, for all arms of that point together; positive is better."]  # fmt: skip
+    notes += [f"† Meaningless as a comparison: {'; '.join(told)}."] if told else []
     if any(record["shared_with_another_point"] for record in records):
         notes.append("Shared: this point would have trained the arm exactly as another did, so it was trained once.")
     return Table("points", "Every point", columns, rows, records, notes=notes)

@@ -137,6 +137,25 @@ def test_a_verdict_that_turns_round_in_device_time_flips_and_the_page_says_so(tm
     assert "**The verdict flips" in (directory / "report.md").read_text()
 
 
+def test_an_order_without_its_proof_holds_in_no_currency(tmp_path: Path) -> None:
+    directory = write_study(tmp_path / "s", seeds=3, arms=ARMS[:2])
+    assert analysed(directory).verdict.better == "no_kd"
+    for seed, amount in ((1, 0.0), (2, -0.9), (3, 0.9)):  # no_kd took twice the device time and is read half-way
+
+        def uneven(row: dict[str, Any], amount: float = amount) -> dict[str, Any]:
+            return row | {"readout_loss": 4.5 + amount} if "readout_loss" in row and row["fraction"] < 0.9 else row
+
+        path = directory / f"arms/no_kd/seed-{seed}/metrics.jsonl"
+        rows = [uneven(json.loads(line)) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (currency,) = analysed(directory).currencies
+    assert currency.verdict is not None
+    assert currency.verdict.kind == "cannot tell"
+    (comparison,) = currency.comparisons
+    assert (comparison.mean_difference or 0) < 0, "no_kd is ahead there too"
+    assert currency.flip == "unknown"
+
+
 def test_without_the_deciding_score_on_the_curve_another_stands_in_and_is_named(tmp_path: Path) -> None:
     directory = write_study(tmp_path / "s", seeds=3, arms=ARMS[:3])
 
@@ -224,6 +243,37 @@ def test_a_control_splits_the_difference_into_gain_and_price_and_is_no_contestan
     assert "an elder machine" in text
     assert f"{of.name} at {like.name}'s tokens, seed 2" in text
     assert f"{of.name} at {like.name}'s tokens, seed 1" not in text
+
+
+def test_a_control_of_an_arm_that_the_score_does_not_measure_splits_nothing(tmp_path: Path) -> None:
+    """minilmv2 never trained a head: its own loss is chance, and so is whatever part of a difference it is put into."""
+    directory = write_study(tmp_path / "s", seeds=3, arms=(ARMS[0], ARMS[2]), evaluation={"main": "mlm.loss"})
+    tokens = json.loads((directory / "arms/minilmv2/seed-1/record.json").read_text())["tokens"]
+    for seed in (1, 2, 3):
+        folder = write_run(directory, ARMS[3], seed)
+        target = directory / "controls" / "equal_tokens" / "no_kd" / f"seed-{seed}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+        control = {"kind": "equal_tokens", "arm": "no_kd", "of": "minilmv2"}
+        scores = {"mlm.loss": 4.6 + 0.01 * seed**2}
+        edit_record(
+            target,
+            name="no_kd",
+            control=control,
+            objective={"name": "mlm"},
+            tokens=tokens,
+            scores=scores,
+            head_trained=True,
+        )
+    (directory / "arms" / "tinybert").rmdir()
+    (split,) = build_report(directory)["control_splits"]
+    assert [split[part]["meaningful"] for part in ("net", "gain", "price")] == [False, False, True]
+    assert split["price"]["family_size"] == 1  # what is flagged widens no honest interval
+    section = (directory / "report.md").read_text().partition("## Gain per token")[2].splitlines()
+    row = next(line for line in section if line.startswith("| minilmv2"))
+    assert [cell.strip() for cell in row.split("|")][4:6] == ["–", "–"]
+    records = (directory / "tables" / "control.csv").read_text().splitlines()
+    assert [line.split(",")[-1] for line in records] == ["comparable", "False", "False", "True"]
 
 
 # -- what equal cost really was ----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.compare import mean_interval
+from harness.study.reading import read
+from harness.sweep.figures import charts
+from harness.sweep.gather import gather
 from harness.sweep.publish import build
 from tests.unit.test_sweep_currency import ladder
 
@@ -85,3 +90,107 @@ def test_a_search_of_one_seed_says_what_one_seed_cannot_tell(tmp_path: Path, see
     # The fixture falls along its axis: the best of both arms is the last, the edge.
     assert report["answer"]["headline"].endswith("2 of 2 on the edge of the grid")
     assert all("edge of the grid" in line["sentence"] for line in report["answer"]["lines"])
+
+
+# -- scores that do not measure an arm -------------------------------------------------------------------
+
+POINTS = ("0.3-tflop", "0.6-tflop", "1.2-tflop", "2.4-tflop")
+THREE = [
+    {"name": "no_kd", "objective": "mlm"},
+    {"name": "tinybert", "objective": "tinybert"},
+    {"name": "minilmv2", "objective": "minilmv2"},
+]
+
+
+def judged_by_own_head(root: Path, headless: str, seconds: dict[str, float] | None = None) -> Path:
+    """The fixture's ladder decided by the students' own loss; one arm never trained the head and scores by chance."""
+    arms = seconds or {"no_kd": 10.0, "tinybert": 10.0, "minilmv2": 10.0}
+    evaluation = read("crossover")["evaluation"] | {"main": "mlm.loss"}
+    ladder(root, arms, arms=[arm for arm in THREE if arm["name"] in arms], evaluation=evaluation)
+    for file in root.glob("points/*/arms/*/*/record.json"):
+        record = json.loads(file.read_text())
+        lost = record["name"] == headless
+        loss = 8.3 + 0.01 * record["seed"] ** 2 if lost else record["scores"]["readout.loss"]
+        record |= {"head_trained": not lost, "scores": {"mlm.loss": loss}}
+        file.write_text(json.dumps(record))
+    return root
+
+
+def test_an_arm_that_the_score_does_not_measure_has_no_effect_in_table_chart_or_family(tmp_path: Path) -> None:
+    report = build(root := judged_by_own_head(tmp_path / "s", "minilmv2"))
+    alone = build(judged_by_own_head(tmp_path / "t", "nobody", {"no_kd": 10.0, "tinybert": 10.0}))
+    with (root / "tables" / "points.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"] == "minilmv2"]
+    assert len(rows) == 4
+    assert all(row["effect"] == row["effect_low_95"] == row["effect_high_95"] == "" for row in rows)
+    assert {row["comparable"] for row in rows} == {"False"}
+    # The honest arm's intervals are those of a study without the other: it is in no family.
+    ours, theirs = ([r for r in each["tables"]["points"] if r["arm"] == "tinybert"] for each in (report, alone))
+    assert [r["effect_low_95"] for r in ours] == [r["effect_low_95"] for r in theirs]
+    (line, _), (same,) = report["answer"]["lines"], alone["answer"]["lines"]
+    assert (line["family"], line["low"], line["high"]) == (1, same["low"], same["high"])
+    assert report["answer"]["lines"][1]["sentence"] == (
+        "minilmv2 or no_kd: cannot tell by this score: minilmv2 never trained an MLM head"
+    )
+    (timed, untold), (sole,) = report["answer"]["currencies"], alone["answer"]["currencies"]
+    assert (timed["family"], timed["low"]) == (1, sole["low"])
+    assert "never trained an MLM head" in untold["sentence"]
+    drawn = {line.arm for chart in charts(gather(root)) for line in [*chart.lines, *chart.areas]}
+    assert drawn == {0, 1}
+    text = (root / "report.md").read_text()
+    assert "† Meaningless as a comparison: minilmv2 never trained an MLM head." in text
+    assert text.count(" †") == 4
+
+
+def test_a_baseline_that_the_score_does_not_measure_is_held_against_nothing(tmp_path: Path) -> None:
+    report = build(root := judged_by_own_head(tmp_path / "s", "no_kd"))
+    said = report["answer"]
+    assert said["headline"].endswith("cannot tell by this score: no_kd never trained an MLM head")
+    assert len(said["currencies"]) == 2
+    for line in said["currencies"]:
+        assert line["sentence"].endswith("or no_kd: cannot tell, no_kd never trained an MLM head")
+    assert not any("beats" in line["sentence"] for line in [*said["lines"], *said["currencies"]])
+    assert all(row["effect"] is None and row["effect_low_95"] is None for row in report["tables"]["points"])
+    assert [chart.zero for chart in charts(gather(root))] == [None]  # the scores alone
+
+
+# -- pictures --------------------------------------------------------------------------------------------
+
+
+def test_every_arms_curve_has_the_interval_of_its_mean_over_seeds(tmp_path: Path) -> None:
+    root = ladder(tmp_path / "s", {"no_kd": 10.0, "tinybert": 10.0})
+    found = gather(root)
+    _, scores = charts(found)
+    assert "band: 95 % interval of each arm's mean over seeds, unpaired" in scores.detail
+    assert [area.arm for area in scores.areas] == [0, 1]
+    height = {tick.text: tick.at for tick in scores.y_ticks}
+    (one, top), (two, low) = ((float(text), at) for text, at in list(height.items())[:2])
+    for area, arm in zip(scores.areas, found.arms, strict=True):
+        corners = [tuple(map(float, pair.split())) for pair in area.path.removeprefix("M").split("L")]
+        values = [one + (y - top) * (two - one) / (low - top) for _, y in corners]
+        bounds = [mean_interval(list(each.scores[arm.name].values())) for each in found.at]
+        wanted = [bound[1] for bound in bounds if bound] + [bound[0] for bound in reversed(bounds) if bound]
+        assert values == pytest.approx(wanted, abs=2e-3)
+    for seed in (2, 3, 4):
+        for folder in root.glob(f"points/*/arms/no_kd/seed-{seed}"):
+            shutil.rmtree(folder)
+    _, scores = charts(gather(root))
+    assert [area.arm for area in scores.areas] == [1], "one seed has no interval"
+
+
+def test_a_band_of_two_seeds_leaves_the_curves_legible(tmp_path: Path) -> None:
+    """Two seeds' interval is nine standard deviations wide on either side: the scale stays that of what was measured."""
+    root = ladder(tmp_path / "s", {"no_kd": 10.0, "tinybert": 10.0})
+    for file in root.glob("points/0.3-tflop/arms/no_kd/*/record.json"):
+        record = json.loads(file.read_text())
+        if record["seed"] > 2:
+            shutil.rmtree(file.parent)
+            continue
+        record["scores"]["readout.loss"] += 0.5 * (-1) ** record["seed"]
+        file.write_text(json.dumps(record))
+    _, scores = charts(gather(root))
+    ys = [dot.y for line in scores.lines for dot in line.dots]
+    assert max(ys) - min(ys) > 40
+    corners = [float(pair.split()[1]) for area in scores.areas for pair in area.path.removeprefix("M").split("L")]
+    assert min(corners) >= 0
+    assert max(corners) <= 100
