@@ -23,7 +23,7 @@ from harness.compiling import compile_ahead, refuse_to_compile
 from harness.curve import VALIDATION_BATCH, snapshots, validation
 from harness.data.stream import evaluation_batches
 from harness.engine import Engine, device_of
-from harness.errors import ConfigError, Preempted
+from harness.errors import ConfigError, NumericError, Preempted
 from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, frequency_loss, vouch
 from harness.executed import executed_flop
@@ -75,6 +75,8 @@ class Conductor:
     follow: Callable[[dict[str, str], dict[str, Any]], None] | None = None
     hung: Callable[[str], None] = lambda found: None
     """Told beside the directory's status when the run hangs, before its processes end."""
+    keeps_diverged: bool = False
+    """A trial that diverges is recorded as that, and the next one begins: for a search. Else it ends the run."""
     overrides: list[Any] = field(default_factory=list)
     admitted: bool = False
 
@@ -88,7 +90,7 @@ class Conductor:
         Raises:
             Preempted: a signal asked to stop; the run can be resumed.
             TeacherError: a teacher cannot be used; no trial has begun.
-            NumericError, CheckpointError: from a trial; finished trials are kept.
+            NumericError, CheckpointError: from a trial; finished trials are kept. NumericError not with `keeps_diverged`.
         """
         with StopFlag(self.ranks) as stop, self.watch() as watched:
             if watched.off:
@@ -130,7 +132,7 @@ class Conductor:
         """Trials without a finished record, in the order they will run; the same on every rank."""
         trials = [(arm, seed) for seed in self.setting.study.seeds for arm in self.setting.arms.values()]
         done = self.ranks.on_main(
-            lambda: [(self.directory.record(arm.arm.name, seed) or {}).get("state") == "done" for arm, seed in trials]
+            lambda: [kept.finished(self.directory.record(arm.arm.name, seed)) for arm, seed in trials]
         )
         return [trial for trial, finished in zip(trials, done, strict=True) if not finished]
 
@@ -270,25 +272,34 @@ class Conductor:
             beat(f"compiling the student of {label}", patience=LONG_WORK)
             compile_ahead(trial)
         self.tell.begin(label, trial.ledger.budget.limit, trial.ledger.budget.unit)
+        diverged = ""
         try:
             trial.run()
+        except NumericError as error:
+            if not self.keeps_diverged:
+                raise
+            diverged = str(error)
+            trial.settle()
         finally:
             self.tell.end()
         spent = instruments.facts(grid_g_per_kwh=arm.study.accounting.grid_g_per_kwh)
         beat(f"the end of {label}", patience=2.0)
-        weights = trial.engine.weights(trial.trainee.student)
+        weights = None if diverged else trial.engine.weights(trial.trainee.student)
         peak = self.denominator  # on every rank: its ranks ask each other
         if self.ranks.is_main:
             record = trial_record(arm, seed, trial, voucher, corpus=self.setting.corpus.fingerprint)
             record |= {"control": control.record() if control else None, "branched": branch.facts(folder), **spent}
             record["efficiency"] = efficiency_record(record, peak)
-            export(
-                arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),
-                layers=record["exported_layers"],
-            )  # fmt: skip
-            # The weights are on the disk before the record says so, and the record before the checkpoints go.
-            for place in [*(folder / "student").iterdir(), folder / "student"]:
-                sync(place)
+            if weights is None:
+                record |= {"state": kept.DIVERGED, "diverged": diverged}
+            else:
+                export(
+                    arm.config, weights, folder / "student", tokenizer=self.setting.tokenizer, card=card(record),
+                    layers=record["exported_layers"],
+                )  # fmt: skip
+                # The weights are on the disk before the record says so, and the record before the checkpoints go.
+                for place in [*(folder / "student").iterdir(), folder / "student"]:
+                    sync(place)
             write_json(folder / "record.json", record)
             sync(folder)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -296,6 +307,8 @@ class Conductor:
                 f"{label}: {record['steps']:,} steps, {format_amount(record['tokens'], Unit.TOKEN)}, "
                 f"{format_amount(record['charged'], trial.ledger.budget.unit)} charged, {record['seconds']:.0f} device s"
             )
+            if diverged:
+                self.tell.say(f"{label}: {diverged}; it counts as a trial and is not scored")
             for alarm in alarms.of_trial(kept.whole_objects(folder / "metrics.jsonl"), record):
                 self.tell.say(f"alarm: {alarm.text}")
         trial.ledger.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -83,6 +84,15 @@ class TrialRecord(Shape):
     charged: Amount = 0
     engine: dict[str, Any] | None = None
     control: dict[str, Any] | None = None
+
+
+# The state of a trial of a search that was given up: it counts, is charged, and is not trained again.
+DIVERGED = "diverged"
+
+
+def finished(record: Mapping[str, Any] | None) -> bool:
+    """Whether a trial will not be trained again: its budget is spent, or it was one of a search and diverged."""
+    return (record or {}).get("state") in ("done", DIVERGED)
 
 
 class Override(Shape):

@@ -179,7 +179,7 @@ class RunDirectory:
         return sorted(
             each.relative_to(self.root).as_posix()
             for each in begun
-            if (kept.read(each / "record.json", kept.TrialRecord) or {}).get("state") != "done"
+            if not kept.finished(kept.read(each / "record.json", kept.TrialRecord))
         )
 
     def refused(self) -> bool:

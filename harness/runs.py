@@ -121,7 +121,7 @@ def read(root: Path, *, now: float | None = None, silent_s: float = SILENT_S) ->
     found = [
         look(
             arm=arm.name, seed=seed, folder=root / "arms" / arm.name / f"seed-{seed}", job=Work("train", arm.name, seed).name,
-            limit=study.limit.limit, done=_is_done,
+            limit=study.limit.limit, done=kept.finished,
         )
         for arm in study.arms
         for seed in study.seeds
@@ -164,10 +164,6 @@ class _Whole:
         return max((each["started"] for each in self.attempts if "ranks" in each), default=0.0) > attempt["started"]
 
 
-def _is_done(record: dict[str, Any]) -> bool:
-    return record.get("state") == "done"
-
-
 def _teacher(folder: Path, work: Work, now: float, silent_s: float) -> RunStatus:
     """The run that trains a teacher; its budget is unknown until it has entered its directory."""
     unreadable: list[str] = []
@@ -179,7 +175,7 @@ def _teacher(folder: Path, work: Work, now: float, silent_s: float) -> RunStatus
         unreadable.append(str(error))
     run, _ = _look(
         folder, whole, now, silent_s, arm=work.arm, seed=work.seed, folder=folder / "arms" / work.arm / f"seed-{work.seed}",
-        job=work.name, limit=limit, done=_is_done,
+        job=work.name, limit=limit, done=kept.finished,
     )  # fmt: skip
     return replace(run, arm=f"teacher: {run.arm}", unreadable=[*unreadable, *run.unreadable])
 

@@ -111,6 +111,7 @@ class Trial:
     identity: dict[str, Any] = field(default_factory=dict)
     allowed: frozenset[str] = frozenset()
     overrides: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default=0.0, init=False)
 
     # -- the loop ----------------------------------------------------------------------------------
     def run(self) -> Progress:
@@ -123,7 +124,7 @@ class Trial:
         """
         self.measured.begin()
         self.post_measured(starting=True)
-        started = time.monotonic() - self.progress.seconds
+        self.started = time.monotonic() - self.progress.seconds
         logged_at, tokens_before = time.monotonic(), self.progress.step
         batches = prefetched(self.stream, self.progress.step, self.engine.device)
         coming: list[Batch] | None = None
@@ -161,7 +162,7 @@ class Trial:
                 fraction = self.ledger.fraction_spent
                 if fraction - last_logged >= 1 / LOG_POINTS or self.progress.step == 1:
                     now = time.monotonic()
-                    self.progress.seconds = now - started
+                    self.progress.seconds = now - self.started
                     done = self.progress.step - tokens_before
                     self._log(
                         loss_sum.item() / loss_count, terms, done * self.stream.tokens_per_step / (now - logged_at)
@@ -188,11 +189,15 @@ class Trial:
         interruption.keep_trunk(self)  # where no step was left for the cooldown
         self.updates.read(self.progress)
         self._give_up_if_diverged()
+        self.settle()
+        return self.progress
+
+    def settle(self) -> None:
+        """Post what was measured to the end, be that the budget's or a divergence: what was attempted is paid."""
         self.measured.energy.settle()
         self.post_measured()
-        self.progress.seconds = time.monotonic() - started
+        self.progress.seconds = time.monotonic() - self.started
         self.ledger.sync()
-        return self.progress
 
     def _asks_ahead(self, expected: list[Charge], phase: int) -> bool:
         """Whether the next step's first micro-batch may be asked for during this step: it is paid for, and asks the same."""

@@ -59,12 +59,16 @@ def run_sweep(
     engine = ds_config or default_engine()
     check(sweep, lambda study: prepare(study, engine, world=ranks.world, tell=tell.say))
 
+    # A search survives a trial that diverges; a teacher that diverges leaves nothing to search with.
+    searching = sweep.spec.kind == "tune"
+    teachers = {root / run.folder for run in sweep.teachers}
+
     def run_one(study: StudySpec, out: Path, before: Before) -> None:
         begun = ranks.share((out / STUDY).exists())
         resuming = (options.resume or options.auto_resume) and begun
         run_study(
             study, ds_config, out, options, given, ranks=ranks, allowed=allowed, resuming=resuming, report=write_report,
-            before=before, hung=conductor.hung,
+            before=before, hung=conductor.hung, keeps_diverged=searching and out not in teachers,
         )  # fmt: skip
 
     conductor = SweepConductor(sweep, root, ranks, run_one, tell.say, opened, allowed)

@@ -149,6 +149,7 @@ def _with(study: StudySpec, spec: GlueSpec) -> StudySpec:
 
 def _refuse_unfinished(root: Path, study: StudySpec) -> None:
     """Raises ConfigError where a trial of this directory has not been trained."""
+    from harness.kept import finished
     from harness.rundir import RunDirectory
 
     directory = RunDirectory(root)
@@ -156,7 +157,7 @@ def _refuse_unfinished(root: Path, study: StudySpec) -> None:
         f"{arm.name}, seed {seed}"
         for arm in study.arms
         for seed in study.seeds
-        if (directory.record(arm.name, seed) or {}).get("state") != "done"
+        if not finished(directory.record(arm.name, seed))
     ]
     if unfinished:
         raise ConfigError(

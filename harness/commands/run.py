@@ -112,10 +112,11 @@ def run_study(
     study: StudySpec, ds_config: DsConfig | None, out: Path, options: argparse.Namespace, given: list[str], *,
     ranks: Ranks, allowed: frozenset[str], resuming: bool, report: Callable[[Path], object],
     before: Callable[[Setting, RunDirectory], None] | None = None, hung: Callable[[str], None] = lambda found: None,
+    keeps_diverged: bool = False,
 ) -> None:  # fmt: skip
     """One study from its checks to its report, in `out`; `before` is called when the directory is open, `report` at the end.
 
-    `hung` is told what a hang looked like, on whichever rank records it, before the processes end.
+    With `keeps_diverged` a trial that diverges is a result of a search, not an error. `hung` is told what a hang looked like, on whichever rank records it, before the processes end.
     """
     from harness import trackers
     from harness.conduct import Conductor
@@ -145,7 +146,7 @@ def run_study(
     command = typed(given)
     conductor = Conductor(
         setting, directory, ranks, tell, command=command, resume=resuming, allowed=allowed,
-        hang_timeout_s=options.hang_timeout, hung=hung,
+        hang_timeout_s=options.hang_timeout, hung=hung, keeps_diverged=keeps_diverged,
     )  # fmt: skip
     follower = trackers.Follower([], tell=tell.say)
     try:

@@ -106,8 +106,8 @@ class Suite:
         for arm in self.setting.arms.values():
             for seed in study.seeds:
                 folder = self.directory.trial(arm.arm.name, seed)
-                if self.directory.record(arm.arm.name, seed) is None:
-                    continue  # a job of its own has failed to train it; the report names it
+                if (self.directory.record(arm.arm.name, seed) or {}).get("state") != "done":
+                    continue  # a job of its own has failed to train it, or it diverged; the report names it
                 found.append(
                     Candidate(f"{arm.arm.name} · seed {seed}", folder, lambda f=folder: self._load(f / "student"), True)
                 )

@@ -240,6 +240,10 @@ def _missing(analysis: Analysis) -> None:
             run = next((run for run in arm.runs if run.seed == seed), None)
             if run is None:
                 analysis.missing.append(f"{arm.name}, seed {seed}: not started")
+            elif run.diverged:
+                analysis.warnings.append(
+                    f"{arm.name}, seed {seed}: {run.record.get('diverged')}; it counts as a trial."
+                )
             elif not run.done:
                 spent = _fraction(analysis, run)
                 reached = "" if spent is None else f", {spent:.0%} of the budget spent"

@@ -16,6 +16,7 @@ import yaml
 
 from harness.errors import ConfigError
 from harness.hosts import conceal
+from harness.kept import DIVERGED
 from harness.report.ledger_path import Json, LedgerPath, read_path
 from harness.rundir import JOBS
 
@@ -51,6 +52,11 @@ class Run:
     @property
     def done(self) -> bool:
         return self.record.get("state") == "done"
+
+    @property
+    def diverged(self) -> bool:
+        """True of a trial of a search that was given up: it has no score and will get none."""
+        return self.record.get("state") == DIVERGED
 
     @property
     def scores(self) -> dict[str, float | None]:

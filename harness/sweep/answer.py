@@ -13,7 +13,7 @@ from harness.ladder.breakeven import BreakEven, breakeven
 from harness.ladder.crossover import Crossover, crossover
 from harness.ladder.rungs import differences_of, scores_of
 from harness.ladder.scaling import validated
-from harness.ladder.words import Words
+from harness.ladder.words import Words, listed
 from harness.report import numbers
 from harness.report.arms import Arm
 from harness.report.verdict import UNLIKE_HARDWARE
@@ -207,9 +207,15 @@ def _tuned(found: Found) -> Answer:
         return Answer("Cannot tell yet", f"{len(found.at)} of {len(found.sweep.points)} points are there", [])
     lines: list[Line] = []
     for arm in found.arms:
-        means = {each.x: m.mean for each in found.at if (m := each.analysis.score(arm.name, found.metric)) is not None}
+        lost = [each.x for each in found.at if each.diverged(arm.name)]
+        means = {
+            each.x: m.mean
+            for each in found.at
+            if each.x not in lost and (m := each.analysis.score(arm.name, found.metric)) is not None
+        }
+        told = f" Diverged at {listed([f'{x:g}' for x in lost])}." if lost else ""
         if not means:
-            lines.append(Line(arm.name, f"{arm.name}: no finished trial"))
+            lines.append(Line(arm.name, f"{arm.name}: no trial with a score.{told}"))
             continue
         if reason := found.meaningless.get(arm.name):
             lines.append(Line(arm.name, f"{arm.name}: cannot tell by this score: {reason}"))
@@ -221,13 +227,15 @@ def _tuned(found: Found) -> Answer:
         lines.append(
             Line(
                 arm.name,
-                f"{arm.name}: best {found.kind.axis} {x:g} ({numbers.label(found.metric)} {score}).{warning}",
-                {"best": x, "edge": edge, "scores": {f"{at:g}": mean for at, mean in means.items()}},
+                f"{arm.name}: best {found.kind.axis} {x:g} ({numbers.label(found.metric)} {score}).{told}{warning}",
+                {"best": x, "edge": edge, "scores": {f"{at:g}": mean for at, mean in means.items()}, "diverged": lost},
             )
         )
     best = {line.data["best"] for line in lines if line.data}
     if not best:
-        return Answer("Cannot tell by this score", f"{numbers.label(found.metric)} measures no arm here", lines)
+        if all(arm.name in found.meaningless for arm in found.arms):
+            return Answer("Cannot tell by this score", f"{numbers.label(found.metric)} measures no arm here", lines)
+        return Answer(f"No {found.kind.axis} can be named", "no trial has a score", lines)
     edges = sum(bool(line.data.get("edge")) for line in lines)
     headline = (
         f"All arms are best at {found.kind.axis} {best.pop():g}"

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from harness.compare import mean_interval
+from harness.compare import higher_is_better, mean_interval
 from harness.errors import IsoBudgetError
 from harness.ladder.crossover import band
 from harness.ladder.rungs import differences_of
@@ -137,7 +137,7 @@ def _scores(found: Found) -> Chart | None:
     place, scale = _Axis(found), words_of(found).score_scale
     series: list[tuple[Arm, dict[float, dict[int, float]]]] = []
     for arm in found.arms:
-        scored = [(each.x, each.scores.get(arm.name, {})) for each in found.at]
+        scored = [(each.x, each.scores.get(arm.name, {})) for each in found.at if not each.diverged(arm.name)]
         points = {x: {seed: scale * value for seed, value in seeds.items()} for x, seeds in scored if seeds}
         if points and arm.name not in found.meaningless:
             series.append((arm, points))
@@ -151,6 +151,10 @@ def _scores(found: Found) -> Chart | None:
     def point(x: float, y: float) -> tuple[float, float]:
         return place(x), min(100.0, max(0.0, 100 * (high - y) / (high - low)))
 
+    # Where a score is worse than any: a trial that diverged has none.
+    worst = 100.0 if higher_is_better(found.metric) else 0.0
+    given_up = any(each.diverged(arm.name) for each in found.at for arm in found.arms)
+    edge = f"dots on the {'lower' if worst else 'upper'} edge: diverged" if given_up else ""
     areas, lines, ends = [], [], []
     for arm, points in series:
         for known, group in groupby(bounds[arm.name].items(), key=lambda item: item[1] is not None):
@@ -170,13 +174,15 @@ def _scores(found: Found) -> Chart | None:
             )
             for x, y in means.items()
         ]
+        lost = [each.x for each in found.at if each.diverged(arm.name)]
+        dots += [Dot(*_rounded((place(x), worst)), f"{arm.name}: diverged at {say(found, x)}") for x in lost]
         lines.append(Line(_path([point(x, y) for x, y in means.items()]), arm.index, True, dots))
         ends.append((arm.name, arm.index, 260 * point(*list(means.items())[-1])[1] / 100))
     thin = "thin lines: single seeds" if any(len(s) > 1 for _, points in series for s in points.values()) else ""
     shade = "band: 95 % interval of each arm's mean over seeds, unpaired" if areas else ""
     told = "; ".join(f"{name} ends at {100 - top / 2.6:.0f} % of the height" for name, _, top in ends)
     return Chart(
-        title=numbers.label(found.metric), detail="; ".join(part for part in (numbers.unit(found.metric), thin, shade) if part), height=260,
+        title=numbers.label(found.metric), detail="; ".join(part for part in (numbers.unit(found.metric), thin, shade, edge) if part), height=260,
         lines=lines, areas=areas, x_ticks=place.ticks(), y_ticks=[Tick(100 - t.at, t.text) for t in axis(low, high)],
         x_title=place.title, ends=spread_labels(ends, 260), alt=f"Scores over {found.kind.axis}: {told}",
     )  # fmt: skip

@@ -11,7 +11,7 @@ from harness.report.analysis import Analysis, analyse
 from harness.report.arms import Arm
 from harness.report.checks import check
 from harness.report.noise import hardware_of
-from harness.report.source import read
+from harness.report.source import Run, read
 from harness.rundir import STUDY, read_json
 from harness.sweep.conduct import load
 from harness.sweep.expand import Point, Sweep, TeacherRun
@@ -30,6 +30,10 @@ class At:
     def scores(self) -> Scores:
         """{arm: {seed: score}} of the deciding score."""
         return self.analysis.scores.get(self.analysis.main, {})
+
+    def diverged(self, arm: str) -> list[Run]:
+        """The trials of this arm here that were given up; with any of them the arm ranks last among its values."""
+        return [run for each in self.analysis.arms if each.name == arm for run in each.runs if run.diverged]
 
 
 @dataclass
@@ -130,7 +134,8 @@ def gather(root: Path) -> Found:
         analysis = analyse(read(folder))
         check(analysis)
         found.missing += [f"{point.label}: {text}" for text in analysis.missing]
-        if any(analysis.scores.get(analysis.main, {}).values()):
-            found.at.append(At(point, x, analysis))
+        at = At(point, x, analysis)
+        if any(at.scores.values()) or any(at.diverged(arm.name) for arm in analysis.arms):
+            found.at.append(at)
     found.at.sort(key=lambda each: each.x)
     return found

@@ -102,7 +102,7 @@ def _alarms(found: Found) -> list[str]:
 def _facts(found: Found) -> list[tuple[str, str]]:
     first = found.at[0].analysis if found.at else None
     seeds = sorted({seed for arm in found.arms for seed in arm.seeds})
-    spent = [value for each in found.at for arm in each.analysis.arms for run in arm.done
+    spent = [value for each in found.at for arm in each.analysis.arms for run in arm.runs
              if not run.record.get("shared_with") and (value := run.record.get("seconds"))]  # fmt: skip
     return [
         ("Points", f"{len(found.at)} of {len(found.sweep.points)}"),

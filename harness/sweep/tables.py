@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from harness.compare import against_baseline, higher_is_better
 from harness.report import numbers
+from harness.report.arms import Arm
 from harness.report.cells import Cell, Table, arm_cell
-from harness.report.source import Json, mapping, number
+from harness.report.source import Json, Run, mapping, number
 from harness.sweep import currency
 from harness.sweep.answer import at
 from harness.sweep.gather import Found
@@ -38,13 +39,22 @@ def points(found: Found) -> Table:
         )
         for number_, arm in enumerate(analysis.arms):
             mean, effect = analysis.score(arm.name, metric), effects.get(arm.name)
+            place, label = at(found, each.x), each.point.spec.label or ""
+            first = Cell(place, detail=label if label != place else "") if number_ == 0 else Cell("")
+            if lost := each.diverged(arm.name):
+                rows.append([first, *_diverged(arm, lost, analysis.unit)])
+                records.append(
+                    {
+                        "x": each.x, "label": each.point.label, "arm": arm.name, "metric": metric, "n": 0,
+                        "diverged": len(lost), "unit": analysis.unit,
+                    }
+                )  # fmt: skip
+                continue
             if mean is None:
                 continue
             spread = analysis.spread(metric)
             half = effect.half_width if effect else None
             shown = "–" if effect is None else numbers.signed(effect.mean_difference, metric, spread=half)
-            place, label = at(found, each.x), each.point.spec.label or ""
-            first = Cell(place, detail=label if label != place else "") if number_ == 0 else Cell("")
             run = arm.done[0].record
             shared = any(r.record.get("shared_with") for r in arm.done)
             rows.append(
@@ -84,9 +94,24 @@ def points(found: Found) -> Table:
     notes = ["Scores: mean ± one standard deviation over seeds. To the baseline: mean of paired differences ± half its "
              "95 % interval, for all arms of that point together; positive is better."]  # fmt: skip
     notes += [f"† Meaningless as a comparison: {'; '.join(told)}."] if told else []
-    if any(record["shared_with_another_point"] for record in records):
+    if any(record.get("diverged") for record in records):
+        notes.append(
+            "Diverged: a trial was given up after many steps in a row without a finite gradient; it ranks last."
+        )
+    if any(record.get("shared_with_another_point") for record in records):
         notes.append("Shared: this point would have trained the arm exactly as another did, so it was trained once.")
     return Table("points", "Every point", columns, rows, records, notes=notes)
+
+
+def _diverged(arm: Arm, lost: list[Run], unit: str | None) -> list[Cell]:
+    """What is told of an arm at a value at which it diverged: how far that trial came, and no score."""
+    record = lost[0].record
+    of = f"{len(lost)} of {len(arm.runs)} seeds" if len(arm.runs) > 1 else ""
+    return [
+        arm_cell(arm, bare=True), Cell("diverged", detail=of), Cell("–"), Cell("–"), Cell(numbers.count(number(record.get("steps")))),
+        Cell(numbers.short(number(record.get("tokens")))), Cell("–"), Cell(numbers.cost(number(record.get("charged")), unit)),
+        Cell(numbers.cost(number(record.get("seconds")), Unit.GPU_SECOND)),
+    ]  # fmt: skip
 
 
 def teachers(found: Found) -> Table:

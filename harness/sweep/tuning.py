@@ -1,7 +1,8 @@
 """Fair tuning: as many trials and the same share of the budget for every arm, chosen on text that no verdict is read from.
 
 A search over the learning rate is a sweep of the study itself at a fraction of its budget. What all trials cost is
-told in the tuned study as each arm's `tuning`, which its ledger posts to TUNING.
+told in the tuned study as each arm's `tuning`, which its ledger posts to TUNING. A trial that diverged is one of them: it
+ranks last, and costs what every trial may spend, so that an arm whose training breaks is not the cheaper one to tune.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 from harness.budget import Account, Budget
 from harness.errors import ConfigError, DataError
+from harness.report.source import Run
 from harness.study import StudySpec
 from harness.study.keys import assign
 from harness.study.reading import SWEEP
 from harness.sweep.answer import answer
-from harness.sweep.gather import Found
+from harness.sweep.gather import At, Found
 from harness.units import Unit
 
 KEY = "optimizer.lr"
@@ -80,7 +82,8 @@ def tuned(study: StudySpec, found: Found) -> dict[str, Any]:
     """The study with every arm at its best value and with what all the trials cost.
 
     Raises:
-        ConfigError: a trial is missing; a best of fewer trials than others had would not be fair.
+        ConfigError: a trial is missing, and a best of fewer trials than others had would not be fair; or an arm has none
+            with a score.
         DataError: a measured budget was spent on unlike machines.
     """
     if found.missing or len(found.at) < len(found.sweep.points):
@@ -94,18 +97,24 @@ def tuned(study: StudySpec, found: Found) -> dict[str, Any]:
             rule=found.withheld,
             remedy="run all trials on the same hardware, into a new --out",
         )
-    best = {line.arm: line.data["best"] for line in answer(found).lines}
+    lines = answer(found).lines
+    if unscored := [line.sentence for line in lines if "best" not in line.data]:
+        raise ConfigError(
+            f"tuning: {unscored[0]}", rule="a tuned study needs a rate for every arm",
+            remedy="search other rates into a new --out: --values",
+        )  # fmt: skip
+    best = {line.arm: line.data["best"] for line in lines}
     tree = copy.deepcopy(study.model_dump(mode="json"))
     shared = set(best.values())
     unit = study.limit.unit
     for arm in tree["arms"]:
         trials = [
-            run.record for each in found.at for other in each.analysis.arms if other.name == arm["name"]
-            for run in other.done
+            _cost(run, each) for each in found.at for other in each.analysis.arms if other.name == arm["name"]
+            for run in other.runs
         ]  # fmt: skip
-        spent = {unit: sum(record["charged"] for record in trials)}
+        spent = {unit: sum(charged for charged, _ in trials)}
         # In device time too, in which the verdict is given as well.
-        spent.setdefault(Unit.GPU_SECOND, sum(record["seconds"] for record in trials))
+        spent.setdefault(Unit.GPU_SECOND, sum(seconds for _, seconds in trials))
         arm["differs"].pop(KEY, None)
         if len(shared) > 1:
             arm["differs"][KEY] = best[arm["name"]]
@@ -113,3 +122,13 @@ def tuned(study: StudySpec, found: Found) -> dict[str, Any]:
     if len(shared) == 1:
         assign(tree, KEY, shared.pop())
     return tree
+
+
+def _cost(run: Run, at: At) -> tuple[float, float]:
+    """(charged in the budget's unit, device seconds) of a trial; of one that diverged, of its whole budget at its own pace."""
+    charged, seconds = run.record["charged"], run.record["seconds"]
+    if not run.diverged:
+        return charged, seconds
+    assert at.analysis.budget is not None
+    whole = at.analysis.budget.limit
+    return whole, seconds * whole / charged

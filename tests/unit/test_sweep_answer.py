@@ -66,9 +66,9 @@ def test_where_no_order_flips_nothing_is_said_of_lines_between_points(tmp_path: 
     assert not any("nothing was measured" in each["sentence"] for each in report["answer"]["asides"])
 
 
-@pytest.mark.parametrize("seeds", [1, 4])
-def test_a_search_of_one_seed_says_what_one_seed_cannot_tell(tmp_path: Path, seeds: int) -> None:
-    root = ladder(tmp_path / "s", {"no_kd": 10.0, "tinybert": 10.0})
+def search(root: Path, *, seeds: int) -> Path:
+    """Two arms at four rates; the fixture falls along its axis: the best of both arms is the last."""
+    root = ladder(root, {"no_kd": 10.0, "tinybert": 10.0})
     tree = yaml.safe_load((root / "sweep.yaml").read_text())
     rates = {"0.3-tflop": 0.001, "0.6-tflop": 0.002, "1.2-tflop": 0.004, "2.4-tflop": 0.008}
     tree |= {"budget": "1 Tflop", "seeds": list(range(1, seeds + 1))}
@@ -81,15 +81,37 @@ def test_a_search_of_one_seed_says_what_one_seed_cannot_tell(tmp_path: Path, see
         for seed in range(seeds + 1, 5):
             for place in folder.glob(f"arms/*/seed-{seed}"):
                 shutil.rmtree(place)
+    return root
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_a_search_of_one_seed_says_what_one_seed_cannot_tell(tmp_path: Path, seeds: int) -> None:
+    root = search(tmp_path / "s", seeds=seeds)
     report = build(root)
     page = (root / "report.html").read_text()
     assert ("one seed does not tell" in report["answer"]["reason"]) == (seeds == 1)
     assert ("thin lines: single seeds" in page) == (seeds > 1)
     assert ">0.001<" in page.replace("\n", "").replace(" ", "")
     assert "0.00100" not in page
-    # The fixture falls along its axis: the best of both arms is the last, the edge.
     assert report["answer"]["headline"].endswith("2 of 2 on the edge of the grid")
     assert all("edge of the grid" in line["sentence"] for line in report["answer"]["lines"])
+
+
+def test_a_rate_at_which_one_seed_diverged_ranks_last_however_the_others_score(tmp_path: Path) -> None:
+    """The mean of the seeds that held would be the luckiest of a rate that breaks every fourth run."""
+    root = search(tmp_path / "s", seeds=4)
+    file = root / "points/0.008/arms/tinybert/seed-2/record.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"state": "diverged", "diverged": "25 steps in a row", "scores": {}}))
+    report = build(root)
+    lines = {line["arm"]: line for line in report["answer"]["lines"]}
+    assert (lines["tinybert"]["best"], lines["tinybert"]["edge"]) == (0.004, False)
+    assert lines["tinybert"]["sentence"].endswith("Diverged at 0.008.")
+    assert (lines["no_kd"]["best"], lines["no_kd"]["diverged"]) == (0.008, [])
+    (row,) = [row for row in report["tables"]["points"] if row.get("diverged")]
+    assert (row["x"], row["arm"], row["diverged"]) == (0.008, "tinybert", 1)
+    assert "1 of 4 seeds" in (root / "report.html").read_text()
+    assert report["missing"] == []
 
 
 # -- scores that do not measure an arm -------------------------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import cli
+from harness import cli, train
 from harness.budget import Account
+from harness.engine import Engine
 from harness.errors import ConfigError
 from harness.study import load, validate
 from harness.sweep.expand import expand
@@ -103,3 +104,85 @@ def test_a_search_ends_in_a_study_that_says_what_it_cost(tiny: TinyStudy, tmp_pa
         sentence = next(line["sentence"] for line in report["answer"]["lines"] if line["arm"] == arm.name)
         assert ("edge of the grid" in sentence) == edge
     assert study.budget == "2 Gflop"
+
+
+# -- rates at which training breaks ----------------------------------------------------------------------
+RATES = "5e-4,2e-3,1e-1"
+
+
+def break_training(monkeypatch: pytest.MonkeyPatch, at: set[tuple[str, float]]) -> None:
+    """From their third step on, no gradient of these (arm, rate) is a number."""
+    broken: list[bool] = [False]
+    step_of, backward_of = train.Trial._step, Engine.backward
+
+    def stepping(trial: Any, *arguments: Any) -> Any:
+        broken[0] = trial.progress.step >= 2 and (trial.directory.parent.name, trial.peak_lr) in at
+        return step_of(trial, *arguments)
+
+    monkeypatch.setattr(train.Trial, "_step", stepping)
+    monkeypatch.setattr(
+        Engine, "backward", lambda engine, loss: backward_of(engine, loss * float("nan") if broken[0] else loss)
+    )
+
+
+def searched(tiny: TinyStudy, folder: Path, *flags: str) -> int:
+    file = tiny.write(
+        folder / "s.yaml", arms=ARMS, baseline="no_kd", checkpoints=0, budget="6 Gflop", batch={"sequences": 2},
+        evaluation={"curve_points": 0, "mlm_blocks": 16, "readout": {"steps": 5, "positions": 64, "blocks": 32}},
+    )  # fmt: skip
+    given = ["--fraction", "0.5", "--values", RATES, "--out", str(folder / "out")]
+    return cli.main(["tune", "--study", str(file), *given, *flags])
+
+
+def records(out: Path, arm: str) -> dict[str, dict[str, Any]]:
+    """{point: record} of an arm's trials."""
+    files = out.glob(f"points/*/arms/{arm}/seed-1/record.json")
+    return {file.parents[3].name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def test_a_rate_at_which_training_diverges_is_a_trial_that_ranks_last_and_is_paid_and_not_run_again(
+    tiny: TinyStudy, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both arms break at the largest rate, which leaves that point without any score, and one at the middle one."""
+    break_training(monkeypatch, {("no_kd", 1e-1), ("kd", 1e-1), ("kd", 2e-3)})
+    out = tmp_path / "out"
+    assert searched(tiny, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "25 steps in a row had a non-finite gradient" in said
+    kd, no_kd = records(out, "kd"), records(out, "no_kd")
+    assert [kd[point]["state"] for point in ("0.0005", "0.002", "0.1")] == ["done", "diverged", "diverged"]
+    assert [no_kd[point]["state"] for point in ("0.0005", "0.002", "0.1")] == ["done", "done", "diverged"]
+    assert 0 < kd["0.1"]["charged"] < 3e9
+    assert kd["0.1"]["steps"] == 2 + 25
+    study = validate(yaml.safe_load((out / "tuned.yaml").read_text(encoding="utf-8")), where="tuned")
+    spent = {arm.name: arm.tuning_cost for arm in study.arms}
+    assert [arm.trials for arm in study.arms] == [3, 3]
+    assert spent["kd"][0] == f"{kd['0.0005']['charged'] + 2 * 3_000_000_000} flop"
+    assert spent["no_kd"][0] == f"{no_kd['0.0005']['charged'] + no_kd['0.002']['charged'] + 3_000_000_000} flop"
+    assert study.for_arm(study.arms[1]).optimizer.lr == 5e-4
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    lines = {line["arm"]: line for line in report["answer"]["lines"]}
+    assert (lines["kd"]["diverged"], lines["no_kd"]["diverged"]) == ([0.002, 0.1], [0.1])
+    assert "Diverged at 0.002 and 0.1." in lines["kd"]["sentence"]
+    assert report["missing"] == []
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "kd: diverged at 0.1" in page
+    assert "dots on the upper edge: diverged" in page
+    assert [row.get("diverged") for row in report["tables"]["points"]] == [None, None, None, 1, 1, 1]
+    kept = {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")}
+    tuned = (out / "tuned.yaml").read_bytes()
+    assert searched(tiny, tmp_path, "--resume") == 0
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")} == kept
+    assert (out / "tuned.yaml").read_bytes() == tuned
+    capsys.readouterr()
+    assert cli.main(["status", str(out)]) == 0
+
+
+def test_an_arm_that_diverges_at_every_rate_is_told_and_no_study_is_written(
+    tiny: TinyStudy, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_training(monkeypatch, {("kd", 5e-4), ("kd", 2e-3), ("kd", 1e-1)})
+    assert searched(tiny, tmp_path) == 2
+    assert "kd: no trial with a score. Diverged at 0.0005, 0.002 and 0.1." in capsys.readouterr().err
+    assert not (tmp_path / "out" / "tuned.yaml").exists()
+    assert (tmp_path / "out" / "report.html").exists()
