@@ -118,7 +118,7 @@ def _share(sweep: Sweep, point: Point, root: Path) -> float | None:
 
 
 def _as_share(share: float) -> str:
-    return "none" if share == 0 else "all" if share == 1 else f"1/{1 / share:.3g}"
+    return "0" if share == 0 else "all" if share == 1 else f"1/{1 / share:.3g}"
 
 
 def _unit(point: Point) -> Unit:
