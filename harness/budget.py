@@ -206,18 +206,21 @@ class Ledger:
     def lost_since(self, state: Mapping[str, Any]) -> list[Charge]:
         """What the file holds beyond `state()`, as charges to the account LOST, one per unit; changes nothing.
 
-        A checkpoint keeps its account: the one that is resumed from was posted after its own state, and nobody
-        writes it again.
+        What is only posted again, and not done again, is left out. The checkpoint that is resumed from keeps its
+        account: it was posted right behind its own state, and nobody writes it again, as later ones are.
 
         Raises:
             CheckpointError: the file holds less than the state vouches for, or something else.
         """
         dropped: dict[tuple[Account, Unit], int | float] = {}
-        for row in filter(None, map(_posting, self._lines(state)[int(state["postings"]) :])):
+        later = list(map(_posting, self._lines(state)[int(state["postings"]) :]))
+        for row in filter(None, later):
             # A dropped LOST line is what an earlier crash lost since the same checkpoint: it is still lost.
             for name, amount, unit, _ in row["charges"]:
-                account = Account(name) if name in _NOT_REPEATED else Account.LOST
-                dropped[account, Unit(unit)] = dropped.get((account, Unit(unit)), 0) + amount
+                if name not in _POSTED_AGAIN:
+                    own = name == Account.CHECKPOINT and row is later[0]
+                    account = Account.CHECKPOINT if own else Account.LOST
+                    dropped[account, Unit(unit)] = dropped.get((account, Unit(unit)), 0) + amount
         return [
             Charge(account, amount, unit, "analytic" if unit.deterministic else "measured")
             for (account, unit), amount in sorted(dropped.items())
@@ -286,8 +289,8 @@ class Ledger:
         return lines
 
 
-# What a resumed run does not do again.
-_NOT_REPEATED = (Account.CHECKPOINT,)
+# Done before the run and still there after a kill: a run that begins again, or reads on, owes for the same work.
+_POSTED_AGAIN = (Account.TEACHER_TRAINING, Account.TUNING, Account.TEACHER_CACHE)
 
 
 def _line(charge: Charge) -> list[Any]:

@@ -109,6 +109,69 @@ def test_a_second_crash_does_not_forget_what_the_first_one_lost(tmp_path: Path) 
     assert ledger.spent == 10
 
 
+def test_work_that_is_there_after_a_kill_is_posted_again_and_not_lost(tmp_path: Path) -> None:
+    """A teacher is not trained again, nor settings searched, nor shards of its cache written: they are only owed again."""
+    path, charged = tmp_path / "ledger.jsonl", frozenset(Account) - {Account.LOST}
+
+    def begin(after: dict) -> Ledger:
+        ledger = Ledger(Budget(1000, Unit.FLOP), charged=charged, path=path)
+        ledger.restore(after, instead=ledger.lost_since(after))
+        return ledger
+
+    def owe(ledger: Ledger) -> None:
+        ledger.post([flop(300, Account.TEACHER_TRAINING), flop(50, Account.TUNING)], step=0)
+
+    def step(ledger: Ledger, number: int) -> None:
+        ledger.post([flop(10), flop(4, Account.TEACHER_CACHE)], step=number)
+
+    nothing = Ledger(Budget(1000, Unit.FLOP), charged=charged).state()
+    for kill in range(1, 4):  # each before a first checkpoint
+        ledger = begin(nothing)
+        owe(ledger)
+        step(ledger, 0)
+        ledger.close()
+        assert ledger.accounts().get("LOST", {"flop": 0}) == {"flop": 10 * (kill - 1)}
+        assert ledger.spent == 364
+    state = ledger.state()
+    for kill in range(4, 7):  # and as many after it
+        step(ledger, 1)
+        ledger.close()
+        ledger = begin(state)
+        assert ledger.accounts()["LOST"] == {"flop": 20 + 10 * (kill - 3)}
+    step(ledger, 1)
+    assert ledger.accounts() == {
+        "STUDENT_STEP": {"flop": 20}, "TEACHER_CACHE": {"flop": 8}, "TEACHER_TRAINING": {"flop": 300},
+        "TUNING": {"flop": 50}, "LOST": {"flop": 50},
+    }  # fmt: skip
+    assert ledger.spent == 378
+
+
+def test_saves_that_a_fallback_passes_over_are_lost_and_the_one_it_takes_is_not(tmp_path: Path) -> None:
+    path, states = tmp_path / "ledger.jsonl", []
+
+    def opened() -> Ledger:
+        return Ledger(Budget(100.0, Unit.SECOND), charged=frozenset(Account) - {Account.LOST}, path=path)
+
+    def seconds(account: Account, amount: float) -> Charge:
+        return Charge(account, amount, Unit.SECOND, "measured")
+
+    ledger = opened()
+    for step, saving in ((1, 2.0), (2, 3.0), (3, 2.0)):
+        ledger.post([seconds(Account.STUDENT_STEP, 5.0)], step=step)
+        states.append(ledger.state())
+        ledger.post([seconds(Account.CHECKPOINT, saving)], step=step)
+    ledger.close()
+    for taken, lost, saved in ((2, 0.0, 7.0), (1, 5.0 + 2.0, 5.0), (0, 5.0 + 7.0 + 3.0, 2.0)):
+        ledger = opened()
+        ledger.restore(states[taken], instead=ledger.lost_since(states[taken]), step=taken + 1)
+        ledger.close()
+        assert ledger.amount(Account.LOST, Unit.SECOND) == lost
+        assert ledger.amount(Account.CHECKPOINT, Unit.SECOND) == saved, (
+            "the own save is kept, however often it is resumed from"
+        )
+        assert ledger.amount(Account.STUDENT_STEP, Unit.SECOND) == 5.0 * (taken + 1)
+
+
 def test_lost_work_takes_the_place_of_its_lines_in_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(Budget(100, Unit.FLOP), charged=CHARGED, path=path)

@@ -253,10 +253,16 @@ def test_the_report_is_rebuilt_from_the_directory(
     assert (out / "report.html").stat().st_size < 2_000_000
 
 
+@pytest.mark.parametrize(("arm", "flags"), [
+    ("no_kd", []), ("soft_targets", []), ("soft_targets", ["--set", "speed.teacher_cache.logits=all"]),
+])  # fmt: skip
 def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_what_was_lost(
-    finished: Path, tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tiny: TinyStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str, flags: list[str]
 ) -> None:
+    """Steps and the comparison of the teacher are done again; its training and its cache, posted again, are not."""
     from harness.train import Trial
+
+    flags = ["--arms", arm, *flags]
 
     out, step = tmp_path / "run", Trial._step
     calls = iter(range(100))
@@ -267,13 +273,21 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_what_was
         return step(self, *given)
 
     monkeypatch.setattr(Trial, "_step", fail_early)
-    run(tiny, out, "--arms", "no_kd", code=130)
+    run(tiny, out, *flags, code=130)
     monkeypatch.setattr(Trial, "_step", step)
-    run(tiny, out, "--arms", "no_kd", "--resume")
-    mine, theirs = record(out, "no_kd"), record(finished, "no_kd")
-    assert mine["accounts"].pop("LOST")["flop"] == 3 * mine["step_price"]
-    assert same(weights(out, "no_kd"), weights(finished, "no_kd"))
+    run(tiny, out, *flags, "--resume")
+    straight = finished if len(flags) == 2 else run(tiny, tmp_path / "straight", *flags)
+    mine, theirs = record(out, arm), record(straight, arm)
+    kept = ("TEACHER_TRAINING", "TEACHER_CACHE")
+    begun = [
+        c for step, row, _ in ledger(straight, arm) for c in row if step < 3 and c[2] == "flop" and c[0] not in kept
+    ]
+    assert mine["accounts"].pop("LOST")["flop"] == sum(amount for _, amount, *_ in begun) > 0
+    assert same(weights(out, arm), weights(straight, arm))
     assert mine["charged"] == theirs["charged"]
+    assert [mine["accounts"].get(name, {}).get("flop") for name in kept] == [
+        theirs["accounts"].get(name, {}).get("flop") for name in kept
+    ]
 
 
 def test_a_refused_run_leaves_a_finished_one_as_it_was(
