@@ -126,25 +126,29 @@ def to_worker_thread(rank: int, step: int, name: str, stamp: str) -> None:
 
 
 def while_evaluating(rank: int, name: str, stamp: str, pause_s: float) -> None:
-    """One rank gets a signal in its first evaluation; every rank's evaluations are made slow."""
+    """One rank gets a signal in its first evaluation; the others need `pause_s` for each of many small batches.
+
+    Nothing here looks for the signal: whether it is heard is the evaluators' affair.
+    """
     from harness.evaluate import scoring
+    from harness.evaluate.subject import Subject
 
-    score_of, sent = scoring.Scorer.score, [False]
+    score_of, signals_of, sent = scoring.Scorer.score, Subject.signals, [False]
 
-    def slowly(self: Any, *arguments: Any) -> Any:
+    def score(self: Any, *arguments: Any) -> Any:
         if here(rank) and not sent[0]:
             sent[0] = True
             note(stamp)
             os.kill(os.getpid(), getattr(signal, name))
-        end = time.monotonic() + (0 if here(rank) else pause_s)
-        while time.monotonic() < end:
-            time.sleep(0.05)
-            from harness.stopping import poll
-
-            poll("a slow evaluation")
         return score_of(self, *arguments)
 
-    scoring.Scorer.score = slowly  # type: ignore[method-assign]
+    def slowly(self: Any, *arguments: Any, **named: Any) -> Any:
+        time.sleep(0 if here(rank) else pause_s)
+        return signals_of(self, *arguments, **named)
+
+    scoring.BATCH = 1
+    scoring.Scorer.score = score  # type: ignore[method-assign]
+    Subject.signals = slowly  # type: ignore[method-assign]
 
 
 def slow_steps(rank: int, seconds: float) -> None:

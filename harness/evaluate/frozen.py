@@ -15,6 +15,7 @@ from harness.data.probes import Examples, ProbeData
 from harness.evaluate.probes import EVALUATION_BATCH, examples
 from harness.evaluate.subject import Subject
 from harness.models.signals import Needs
+from harness.stopping import poll
 
 STRENGTHS = (0.01, 0.1, 1.0)
 
@@ -26,6 +27,7 @@ def features(subject: Subject, part: Examples) -> dict[int, npt.NDArray[np.float
     needs = Needs(states=frozenset(layers))
     rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     for chosen in torch.arange(len(part)).split(EVALUATION_BATCH):
+        poll("a frozen probe")
         ids, mask, _ = examples(part, chosen, subject.device)
         states = subject.signals(needs, input_ids_BT=ids, attention_mask_BT=mask).states
         weights = mask.float().unsqueeze(-1)
@@ -44,6 +46,7 @@ def evaluate(subject: Subject, data: ProbeData) -> tuple[float, int]:
     best: tuple[float, int, object] | None = None
     for layer in learn:
         for strength in STRENGTHS:
+            poll("a frozen probe")
             model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
             model.fit(learn[layer], data.train.labels)
             found = float(model.score(select[layer], data.validation.labels))

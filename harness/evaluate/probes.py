@@ -84,6 +84,7 @@ def accuracy(model: Classifier, data: Examples, device: torch.device) -> float:
     model.eval()
     hits = 0
     for chosen in torch.arange(len(data)).split(EVALUATION_BATCH):
+        poll("a probe")
         ids, mask, labels = examples(data, chosen, device)
         hits += int((model(ids, mask).argmax(-1) == labels).sum())
     return hits / len(data)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.chaos.faults import PLACES, Fault, signal_at, to_worker_thread, while_evaluating
 from harness.chaos.outcome import Outcome
-from harness.chaos.trial_runs import brief_study, differences, launch, saved_steps, status, uninterrupted
+from harness.chaos.trial_runs import BRIEF, brief_study, differences, launch, saved_steps, status, uninterrupted
 
 NUMBER = 8
 FAULT = "SIGTERM or SIGUSR1 to one rank: while training, evaluating, saving"
@@ -17,8 +17,8 @@ PASSES_WHEN = "all ranks save the same step within 20 s, exit 75; the resumed en
 
 WITHIN_S = 20.0
 STEP = 3
-# The rank that got no signal would evaluate for this long.
-EVALUATION_S = 60.0
+# The rank that got no signal would evaluate for a minute: so many blocks, each for this long.
+BLOCKS, BLOCK_S = 30, 2.0
 TRAINING, EVALUATING, SAVING, WORKER = "training", "evaluating", "saving", "a worker thread gets it"
 
 
@@ -31,7 +31,7 @@ def cases(short: bool) -> Iterator[tuple[str, str, int]]:
 
 
 def run(seed: int, short: bool, folder: Path) -> Outcome:
-    file = brief_study(folder)
+    file = brief_study(folder, evaluation={**BRIEF["evaluation"], "mlm_blocks": BLOCKS})
     reference = uninterrupted(file, folder / "uninterrupted", evaluate=True)
     slowest, wrong = 0.0, []
     played = list(cases(short))
@@ -41,7 +41,7 @@ def run(seed: int, short: bool, folder: Path) -> Outcome:
             TRAINING: Fault(signal_at, (rank, STEP, PLACES[1], name, str(stamp))),
             SAVING: Fault(signal_at, (rank, 0, PLACES[3], name, str(stamp))),
             WORKER: Fault(to_worker_thread, (rank, STEP, name, str(stamp))),
-            EVALUATING: Fault(while_evaluating, (rank, name, str(stamp), EVALUATION_S)),
+            EVALUATING: Fault(while_evaluating, (rank, name, str(stamp), BLOCK_S)),
         }[when]
         codes = launch(file, out, faults=[fault], evaluate=True).wait()
         took = time.monotonic() - float(stamp.read_text(encoding="utf-8"))
