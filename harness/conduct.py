@@ -28,6 +28,7 @@ from harness.evaluate.subject import Subject
 from harness.evaluate.vouch import BLOCKS, Voucher, frequency_loss, vouch
 from harness.executed import executed_flop
 from harness.hardware import has_cuda
+from harness.interruption import forget_points
 from harness.kernels import backend
 from harness.lookahead import Lookahead
 from harness.manifest import make_folder, sync
@@ -209,13 +210,16 @@ class Conductor:
         folder = control.folder(self.directory.root) if control else self.directory.trial(arm.arm.name, seed)
         # A control trains for the tokens of another arm, which may be more than its own budget buys.
         steps = -(-control.tokens // arm.size.tokens) if control else None
-        if self.ranks.is_main:
+
+        def prepare() -> None:
             # What a trial left that never saved a checkpoint and was not asked to resume; or a control as it was
             # defined before, whose work nothing can go on from.
             anew = not self.resume and not branch.is_branch(folder)
             if folder.exists() and (anew or (control and controls.superseded(control, self.directory.root))):
                 shutil.rmtree(folder)
             make_folder(folder)
+
+        self.ranks.on_main(prepare)
 
         def note_shards(there: int) -> None:
             self.ranks.on_main(lambda: write_json(folder / CACHE_SHARDS, {"shards": there}))
@@ -252,11 +256,11 @@ class Conductor:
                 Charge(Account.EVALUATION, voucher.flop, Unit.FLOP),
                 Charge(Account.EVALUATION, voucher.seconds, Unit.GPU_SECOND, "measured"),
             ] if voucher else []  # fmt: skip
-            trial.ledger.post([*arm.upfront(), *asked], step=0)
-            if self.ranks.is_main:
-                (folder / "metrics.jsonl").unlink(missing_ok=True)
+            self.ranks.together(lambda: trial.ledger.post([*arm.upfront(), *asked], step=0))
+            self.ranks.on_main(lambda: forget_points(folder, rows=0, step=0))
         places = environment.topology(self.ranks)
-        if self.ranks.is_main:
+
+        def describe() -> None:
             facts = environment.record(
                 self.setting,
                 self.ranks,
@@ -267,6 +271,8 @@ class Conductor:
             # Beside the trial too: several jobs may share the study, each on machines of its own.
             for place in (self.directory.root, folder):
                 write_json(place / "environment.json", facts)
+
+        self.ranks.on_main(describe)
         label = f"{control.label if control else arm.arm.name} · seed {seed}"
         if trial.trainee.compiled:
             beat(f"compiling the student of {label}", patience=LONG_WORK)
@@ -286,7 +292,8 @@ class Conductor:
         beat(f"the end of {label}", patience=2.0)
         weights = None if diverged else trial.engine.weights(trial.trainee.student)
         peak = self.denominator  # on every rank: its ranks ask each other
-        if self.ranks.is_main:
+
+        def keep() -> None:
             record = trial_record(arm, seed, trial, voucher, corpus=self.setting.corpus.fingerprint)
             record |= {"control": control.record() if control else None, "branched": branch.facts(folder), **spent}
             record["efficiency"] = efficiency_record(record, peak)
@@ -311,7 +318,9 @@ class Conductor:
                 self.tell.say(f"{label}: {diverged}; it counts as a trial and is not scored")
             for alarm in alarms.of_trial(kept.whole_objects(folder / "metrics.jsonl"), record):
                 self.tell.say(f"alarm: {alarm.text}")
-        trial.ledger.close()
+
+        self.ranks.on_main(keep)
+        self.ranks.on_main(trial.ledger.close)
         trial.engine.close()
 
     @cached_property

@@ -11,7 +11,7 @@ from harness.budget import Account, Charge
 from harness.data.stream import evaluation_batches
 from harness.models.signals import Signals
 from harness.ranks import Ranks
-from harness.rundir import write_json
+from harness.rundir import SNAPSHOTS, write_json
 from harness.trainee import VALIDATION, VALIDATION_NEEDS
 from harness.units import Unit
 
@@ -50,23 +50,27 @@ def validation(trial: Trial, *, study: StudySpec, corpus: Corpus, ranks: Ranks) 
                 trial.trainee.shape, sequences=size[0], length=size[1], masked=batch.labels_N.numel()
             )
         loss, hits, count, flops = ranks.add([*sums, flop])
-        trial.ledger.post([Charge(Account.EVALUATION, int(flops), Unit.FLOP)], step=trial.progress.step)
+        trial.post([Charge(Account.EVALUATION, int(flops), Unit.FLOP)])
         own = "clm" if study.causal else "mlm"
         return {f"{own}_loss": loss / count, f"{own}_accuracy": hits / count}
 
     return validate
 
 
-def snapshots(trial: Trial, *, ranks: Ranks) -> Callable[[int, float], None]:
-    """Weights at each point of the curve, for read-outs made after training; removed once read."""
+def snapshots(trial: Trial, *, ranks: Ranks) -> Callable[[float], None]:
+    """Weights at each point of the curve, for read-outs made after training; removed once read.
 
-    def snapshot(point: int, fraction: float) -> None:
+    They are named by their step, which stays when the number of points changes.
+    """
+
+    def snapshot(fraction: float) -> None:
         weights = trial.engine.weights(trial.trainee.student)
-        if ranks.is_main:
-            folder = trial.directory / "snapshots"
+
+        def keep() -> None:
+            folder = trial.directory / SNAPSHOTS
             folder.mkdir(exist_ok=True)
             unique = {id(v.untyped_storage()): k for k, v in weights.items()}
-            save_file({k: weights[k] for k in unique.values()}, folder / f"{point}.safetensors")
+            save_file({k: weights[k] for k in unique.values()}, folder / f"{trial.progress.step:08d}.safetensors")
             place = {
                 "step": trial.progress.step, "fraction": fraction, "spent": trial.ledger.spent,
                 "flop": trial.ledger.charged_in(Unit.FLOP),
@@ -74,6 +78,8 @@ def snapshots(trial: Trial, *, ranks: Ranks) -> Callable[[int, float], None]:
                 "seconds": trial.ledger.amount(Account.STUDENT_STEP, Unit.GPU_SECOND)
                 + trial.ledger.amount(Account.TEACHER_FORWARD, Unit.GPU_SECOND),
             }  # fmt: skip
-            write_json(folder / f"{point}.json", place)
+            write_json(folder / f"{trial.progress.step:08d}.json", place)
+
+        ranks.on_main(keep)
 
     return snapshot

@@ -6,6 +6,9 @@ a bad checkpoint (4), diverged arithmetic (5) and a preemption that may be resum
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class IsoBudgetError(Exception):
     """A failure with a value, a rule and a remedy; prints as one line."""
@@ -52,6 +55,21 @@ def refused_by_system(error: OSError, path: object = None) -> CheckpointError:
         str(path or error.filename or "a file of the run"), rule=f"the system refused it ({error.strerror or error})",
         remedy="see to the disk and its permissions; run again then",
     )  # fmt: skip
+
+
+@contextmanager
+def refusals(path: object = None) -> Generator[None, None, None]:
+    """What the system refuses inside leaves as `refused_by_system`'s error; safetensors has an error of its own for that."""
+    try:
+        yield
+    except OSError as error:
+        raise refused_by_system(error, path) from None
+    except Exception as error:
+        from safetensors import SafetensorError
+
+        if not isinstance(error, SafetensorError) or "I/O error" not in str(error):
+            raise  # a file that is no tensor file is another matter
+        raise refused_by_system(OSError(str(error)), path) from None
 
 
 class NumericError(IsoBudgetError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import branch, checkpoint, identity, kept, resume, watchdog
 from harness.budget import Account, Charge
+from harness.rundir import SNAPSHOTS
 from harness.rundir import replace as replace_file
 
 if TYPE_CHECKING:
@@ -22,8 +23,14 @@ def keep_trunk(trial: Trial) -> None:
 
 
 def save(trial: Trial, place: str = "checkpoints") -> None:
+    """One checkpoint, of all ranks.
+
+    Raises:
+        CheckpointError: some rank could not write; on every rank, and the checkpoints of before are as they were.
+    """
     watchdog.beat(f"the checkpoint of step {trial.progress.step}", patience=watchdog.LONG_WORK)
     trial.post_measured()
+    trial.ranks.agree(trial.refused)  # or it would vouch for postings that no file holds
     trial.updates.read(trial.progress)
     trial.progress.energy = trial.measured.energy.tally.state()
     state = {
@@ -32,10 +39,11 @@ def save(trial: Trial, place: str = "checkpoints") -> None:
     }  # fmt: skip
 
     def write(folder: Path) -> None:
-        trial.ledger.sync()
         resume.write(folder, engine=trial.engine, ranks=trial.ranks)
 
     with trial.measured.stage(Account.CHECKPOINT):
+        # Not inside `write`: rank 0 alone has the file, and where that is refused the others would wait in DeepSpeed's barrier.
+        trial.ranks.on_main(trial.ledger.sync)
         left_over = checkpoint.save(
             trial.directory / place, step=trial.progress.step, state=state, ranks=trial.ranks, write=write
         )
@@ -59,7 +67,8 @@ def resume_trial(trial: Trial) -> bool:
         # Killed before its first checkpoint: all of it is lost, and the ledger starts again.
         lost = _lost_since(trial, trial.ledger.state())
         # With nothing lost too: half a line may be all that was written, and nothing may be written behind that.
-        trial.ledger.restore(trial.ledger.state(), instead=[*lost, *_start_so_far(trial)] if lost else [])
+        instead = [*lost, *_start_so_far(trial)] if lost else []
+        trial.ranks.together(lambda: trial.ledger.restore(trial.ledger.state(), instead=instead))
         if lost and trial.watcher is not None:
             trial.watcher.say("no checkpoint was saved before the interruption: begins again; what it had done is LOST")
         return False
@@ -82,16 +91,26 @@ def resume_trial(trial: Trial) -> bool:
     trial.measured.energy.tally.restore(trial.progress.energy)
     # A branch starts once, like any run: that its trunk had started too is in its ledger already.
     trial.resumed = not longer
-    trial.ledger.restore(ledger, instead=[*lost, *_start_so_far(trial)], step=trial.progress.step)
+    instead = [*lost, *_start_so_far(trial)]
+    trial.ranks.together(lambda: trial.ledger.restore(ledger, instead=instead, step=trial.progress.step))
     if longer:
         # Milestones lie at fractions of a budget: this one's, from here on.
-        trial.progress.saves = int(trial.ledger.fraction_spent * (trial.saves + 1))
+        trial.progress.passed = trial.ledger.fraction_spent
         trial.progress.trunk = False
-    metrics = trial.directory / "metrics.jsonl"
-    if trial.ranks.is_main and metrics.exists():
-        rows = metrics.read_bytes().splitlines(keepends=True)
-        replace_file(metrics, b"".join(rows[: trial.progress.metric_rows]))
+    trial.ranks.on_main(
+        lambda: forget_points(trial.directory, rows=trial.progress.metric_rows, step=trial.progress.step)
+    )
     return True
+
+
+def forget_points(trial: Path, *, rows: int, step: int) -> None:
+    """Of what a trial noted on its way, keep this many rows, and the snapshots up to this step; it makes the others again."""
+    metrics = trial / "metrics.jsonl"
+    if metrics.exists():
+        replace_file(metrics, b"".join(metrics.read_bytes().splitlines(keepends=True)[:rows]))
+    for file in (trial / SNAPSHOTS).glob("*"):
+        if file.stem.isdigit() and int(file.stem) > step:
+            file.unlink()
 
 
 def _tell(trial: Trial, found: list[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import IsoBudgetError, Preempted, refused_by_system
+from harness.errors import IsoBudgetError, Preempted, refusals
 
 
 @dataclass
@@ -58,11 +58,10 @@ class Ranks:
         outcome: tuple[Any, IsoBudgetError | None] = (None, None)
         if self.is_main:
             try:
-                outcome = (action(), None)
+                with refusals():
+                    outcome = (action(), None)
             except IsoBudgetError as error:
                 outcome = (None, error)
-            except OSError as error:
-                outcome = (None, refused_by_system(error))
         value, error = self.share(outcome)
         if error is not None:
             raise error
@@ -79,10 +78,15 @@ class Ranks:
             raise next((e for e in errors if not isinstance(e, Preempted)), errors[0])
 
     def together(self, action: Callable[[], Any]) -> Any:
-        """Every rank acts on what is its own; the first error any of them met is raised on every rank."""
+        """Every rank acts on what is its own; the first error any of them met is raised on every rank.
+
+        Raises:
+            CheckpointError: also when the system refuses any of them a file or a folder.
+        """
         result, error = None, None
         try:
-            result = action()
+            with refusals():
+                result = action()
         except IsoBudgetError as met:
             error = met
         self.agree(error)

@@ -33,6 +33,10 @@ IDENTITY = "identity.json"
 JOBS = "jobs"
 # In a trial, which has not begun while it is written: how far its teacher's cache is; see kept.CacheShards.
 CACHE_SHARDS = "teacher-cache.json"
+# In a trial: weights at the points of its curve until they are read, STEP.safetensors and STEP.json.
+SNAPSHOTS = "snapshots"
+# Beside a subject: its scores, item by item; and what a row of a trial's metrics has that was read from a snapshot.
+EVALUATIONS, CURVE_SCORE = "evaluations.json", "readout_loss"
 # In JOBS: held by a `submit` while it hands jobs over, and by the sbatch it started.
 SUBMITTING = ".submitting"
 # Who holds the lock. The system frees a dead process's lock, this file stays: then it tells of a run that was killed.

@@ -20,7 +20,7 @@ from harness.budget import Account, Charge, Ledger
 from harness.data.corpus import Corpus
 from harness.data.stream import Batch, SampleStream, prefetched
 from harness.engine import Engine
-from harness.errors import ConfigError, NumericError, Preempted
+from harness.errors import CheckpointError, ConfigError, IsoBudgetError, NumericError, Preempted, refusals
 from harness.lookahead import Lookahead
 from harness.meters.base import Meter
 from harness.meters.measured import Measured
@@ -58,6 +58,11 @@ def learning_rate(schedule: ScheduleSpec, peak: float, fraction: float) -> float
     return peak * (rest if schedule.decay == "linear" else 0.5 * (1 - math.cos(math.pi * rest)))
 
 
+def milestones(fraction: float, count: int) -> int:
+    """How many of `count` points, evenly spaced inside a budget, lie at or before this fraction of it."""
+    return sum(fraction >= (number + 1) / (count + 1) for number in range(count))
+
+
 @dataclass
 class Progress:
     """Where a run stands; everything here is in its checkpoints."""
@@ -65,8 +70,8 @@ class Progress:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
-    curve: int = 0
-    saves: int = 0
+    passed: float = 0.0
+    """The fraction of the budget up to which milestones were looked for; their numbers may change between two lives."""
     metric_rows: int = 0
     seconds: float = 0.0
     stragglers: list[dict[str, Any]] = field(default_factory=list)
@@ -96,7 +101,7 @@ class Trial:
     curve_points: int = 0
     saves: int = 0
     validate: Callable[[], dict[str, float]] | None = None
-    snapshot: Callable[[int, float], None] | None = None
+    snapshot: Callable[[float], None] | None = None
     watcher: Watcher | None = None
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
@@ -112,6 +117,8 @@ class Trial:
     allowed: frozenset[str] = frozenset()
     overrides: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default=0.0, init=False)
+    refused: IsoBudgetError | None = None
+    """What the system did not let this rank write, until the ranks speak of it at the end of the step."""
 
     # -- the loop ----------------------------------------------------------------------------------
     def run(self) -> Progress:
@@ -120,6 +127,7 @@ class Trial:
         Raises:
             ConfigError: the budget does not pay for a single step.
             NumericError: too many steps in a row had non-finite gradients (see `harness.updates` for how late it comes).
+            CheckpointError: the system did not let a rank write, as on a full disk; on every rank.
             Preempted: a signal asked to stop; a checkpoint was saved.
         """
         self.measured.begin()
@@ -151,8 +159,9 @@ class Trial:
                 given = coming or next(batches)
                 coming = next(batches) if self._asks_ahead(expected, phase) else None
                 terms = self._step(given, phase, coming)
-                self.ledger.post((c for meter in self.meters for c in meter.drain(phase)), step=self.progress.step)
+                self.post([charge for meter in self.meters for charge in meter.drain(phase)])
                 self.progress.step += 1
+                self.progress.seconds = time.monotonic() - self.started
                 self.progress.steps_by_phase[str(phase)] = self.progress.steps_by_phase.get(str(phase), 0) + 1
                 self._give_up_if_diverged()
                 self._find_straggler()
@@ -162,7 +171,6 @@ class Trial:
                 fraction = self.ledger.fraction_spent
                 if fraction - last_logged >= 1 / LOG_POINTS or self.progress.step == 1:
                     now = time.monotonic()
-                    self.progress.seconds = now - self.started
                     done = self.progress.step - tokens_before
                     self._log(
                         loss_sum.item() / loss_count, terms, done * self.stream.tokens_per_step / (now - logged_at)
@@ -171,7 +179,10 @@ class Trial:
                     loss_count, last_logged = 0, fraction
                     logged_at, tokens_before = now, self.progress.step
                 self._milestones(fraction)
-                if self.ranks.add([float(self.stop_requested())])[0]:
+                stop, refused = self.ranks.add([float(self.stop_requested()), float(self.refused is not None)])
+                if refused:
+                    self.ranks.agree(self.refused)
+                if stop:
                     interruption.save(self)
                     raise Preempted(
                         f"stopped by a signal at step {self.progress.step}",
@@ -197,7 +208,8 @@ class Trial:
         self.measured.energy.settle()
         self.post_measured()
         self.progress.seconds = time.monotonic() - self.started
-        self.ledger.sync()
+        self.ranks.agree(self.refused)
+        self.ranks.on_main(self.ledger.sync)
 
     def _asks_ahead(self, expected: list[Charge], phase: int) -> bool:
         """Whether the next step's first micro-batch may be asked for during this step: it is paid for, and asks the same."""
@@ -277,8 +289,12 @@ class Trial:
         place |= {"flop": self.ledger.charged_in(Unit.FLOP), "device_seconds": seconds}
         row = {**place, "seconds": round(self.progress.seconds, 3), **row}
         self.progress.metric_rows += 1
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+
+        def append() -> None:
+            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+        self._write(append)
         if self.follow is not None:
             self.follow(row)
 
@@ -288,22 +304,38 @@ class Trial:
         if starting:
             charges = interruption.as_started(self, charges)
         if charges:
-            self.ledger.post(charges, step=self.progress.step)
+            self.post(charges)
+
+    def post(self, charges: list[Charge]) -> None:
+        """To the ledger, at this step."""
+        self._write(lambda: self.ledger.post(charges, step=self.progress.step))
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """What one rank alone writes amid a step. A refusal waits for the step's end, where ranks speak to each other anyway:
+        raised here, it would leave the others waiting for this rank. After one, nothing more is written."""
+        if self.refused is None:
+            try:
+                with refusals():
+                    action()
+            except CheckpointError as error:
+                self.refused = error
 
     def _milestones(self, fraction: float) -> None:
-        """Validation and checkpoints at fixed fractions of the budget, the same for every arm."""
-        if self.progress.curve < self.curve_points and fraction >= (self.progress.curve + 1) / (self.curve_points + 1):
-            self.progress.curve += 1
+        """Validation and checkpoints at fixed fractions of the budget, the same for every arm.
+
+        What is due follows from the fractions before and after the step alone, so a resume may ask for other numbers of them.
+        """
+        before, self.progress.passed = self.progress.passed, fraction
+        if milestones(fraction, self.curve_points) > milestones(before, self.curve_points):
             self.post_measured()  # the point of the curve is read in the other currency too
             with self.measured.stage(Account.EVALUATION):
                 scores = self.validate() if self.validate is not None else {}
                 if self.snapshot is not None:
-                    self.snapshot(self.progress.curve, fraction)
+                    self.snapshot(fraction)
             self.post_measured()
             if scores and self.ranks.is_main:
                 self._record(scores)
             elif scores:
                 self.progress.metric_rows += 1
-        if self.progress.saves < self.saves and fraction >= (self.progress.saves + 1) / (self.saves + 1):
-            self.progress.saves += 1
+        if milestones(fraction, self.saves) > milestones(before, self.saves):
             interruption.save(self)

@@ -73,8 +73,8 @@ def run_sweep(
 
     conductor = SweepConductor(sweep, root, ranks, run_one, tell.say, opened, allowed)
     conductor.run()
-    if ranks.is_main and show:
-        show_sweep(root, as_json=options.json)
+    if show:
+        ranks.on_main(lambda: show_sweep(root, as_json=options.json))
     ranks.barrier()
     return 0
 

@@ -149,6 +149,14 @@ def run_study(
         hang_timeout_s=options.hang_timeout, hung=hung, keeps_diverged=keeps_diverged,
     )  # fmt: skip
     follower = trackers.Follower([], tell=tell.say)
+
+    def finish() -> None:
+        directory.status("done")
+        record.end("done")
+        report(directory.root)
+        if options.push_to_hub:
+            push(directory.root, options.push_to_hub, tell=tell.say)
+
     try:
         if options.track and ranks.is_main:
             follower = trackers.Follower(trackers.openers(options.track, directory.root), tell=tell.say)
@@ -156,12 +164,7 @@ def run_study(
         if before is not None:
             before(setting, directory)
         conductor.run()
-        if ranks.is_main:
-            directory.status("done")
-            record.end("done")
-            report(directory.root)
-            if options.push_to_hub:
-                push(directory.root, options.push_to_hub, tell=tell.say)
+        ranks.on_main(finish)
     except BaseException as error:
         if ranks.is_main:
             code = error.exit_code if isinstance(error, IsoBudgetError) else 1

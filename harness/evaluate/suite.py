@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from harness import controls
 from harness.data.choices import unigram_accuracy
 from harness.engine import device_of
-from harness.errors import IsoBudgetError, Preempted
+from harness.errors import IsoBudgetError, Preempted, refusals
 from harness.evaluate import agreement, choices, glue_study
 from harness.evaluate.finetune import CONTINUE
 from harness.evaluate.glue import Glue
@@ -31,7 +31,7 @@ from harness.models.student import build_student
 from harness.models.teacher import resolve
 from harness.progress import Silent
 from harness.ranks import Ranks
-from harness.rundir import RunDirectory, read_json, write_json
+from harness.rundir import EVALUATIONS, SNAPSHOTS, RunDirectory, read_json, write_json
 from harness.units import Unit
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ class Suite:
         self.ranks.agree(self.deal(candidates))
         if only is None:
             self.ranks.on_main(lambda: self.publish(candidates))
-        self.ranks.barrier()
         self.downstream(only)
 
     def downstream(self, only: tuple[str, int] | None) -> None:
@@ -141,8 +140,9 @@ class Suite:
         rank, world, word = self.ranks.rank, self.ranks.world, f"evaluated-{next(_numbers)}"
         failure: IsoBudgetError | None = None
         try:
-            for candidate in candidates[rank::world]:
-                self.evaluate(candidate)
+            with refusals():
+                for candidate in candidates[rank::world]:
+                    self.evaluate(candidate)
         except IsoBudgetError as error:
             failure = error
         finally:
@@ -157,7 +157,7 @@ class Suite:
     # -- one subject ---------------------------------------------------------------------------------
     def evaluate(self, candidate: Candidate) -> None:
         candidate.folder.mkdir(parents=True, exist_ok=True)
-        file = candidate.folder / "evaluations.json"
+        file = candidate.folder / EVALUATIONS
         done: dict[str, Any] = read_json(file) or {}
         for item, key in self.scorer.items().items():
             if done.get(item, {}).get("key") == key:
@@ -178,7 +178,7 @@ class Suite:
 
     def read_curve(self, candidate: Candidate, subject: Subject, *, layer: int) -> int:
         """Read-outs, from `layer`, of the bodies kept along the way; appends them to the trial's metrics."""
-        folder, flop = candidate.folder / "snapshots", 0
+        folder, flop = candidate.folder / SNAPSHOTS, 0
         for place in sorted(folder.glob("*.json")) if folder.is_dir() else []:
             weights = place.with_suffix(".safetensors")
             subject.model.load_state_dict(load_file(weights), strict=False)
@@ -198,7 +198,7 @@ class Suite:
         before = read_json(self.directory.root / "references.json") or {}
         references: dict[str, Any] = {}
         for candidate in candidates:
-            done = {k: v for k, v in (read_json(candidate.folder / "evaluations.json") or {}).items() if k in items}
+            done = {k: v for k, v in (read_json(candidate.folder / EVALUATIONS) or {}).items() if k in items}
             scores = {name: value for row in done.values() for name, value in row["scores"].items()}
             if not candidate.snapshots:
                 row = before.get(candidate.folder.name, {})

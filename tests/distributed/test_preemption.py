@@ -105,7 +105,7 @@ def test_a_refused_first_run_ends_with_its_own_code(root: Path, script: str, tin
 def test_a_ledger_that_one_rank_cannot_write_ends_all_ranks_with_4(
     root: Path, script: str, tiny: TinyStudy, tmp_path: Path
 ) -> None:
-    """Only rank 0 writes it, and no rank waits for another there: the launcher ends those that did not notice."""
+    """Only rank 0 writes it; the others learn of it at the end of the step."""
     arms = [arm for arm in tiny.tree()["arms"] if arm["name"] == "no_kd"]
     evaluation = {"curve_points": 0, "mlm_blocks": 16, "readout": None, "main": "mlm.loss"}
     study = tiny.write(tmp_path / "study.yaml", arms=arms, budget="20 Gflop", evaluation=evaluation, checkpoints=0)
