@@ -16,7 +16,7 @@ from harness import checkpoint, kept
 from harness.controls import EQUAL_TOKENS, FOLDER
 from harness.errors import CheckpointError
 from harness.jobs import JOBS, WHOLE, JobRecord, status_digest
-from harness.rundir import CACHE_SHARDS, STATUS
+from harness.rundir import CACHE_SHARDS, CURVE_SCORE, EVALUATIONS, SNAPSHOTS, STATUS
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def last_word(root: Path, unreadable: list[str], *, finished: bool = True) -> di
 
 
 # Files beside a trial that come and go without anything having been done.
-_PASSING = frozenset({"checkpoints", JOBS})
+_PASSING = frozenset({"checkpoints", SNAPSHOTS, JOBS})
 _JOB = re.compile(r"(train|evaluation|control)-(.+)-(seed-[0-9]+)", re.ASCII)
 
 
@@ -70,7 +70,8 @@ def progress(root: Path, *, job: str | None = None) -> int:
     """A number that grows with every step and every result that is kept; a turn that leaves it no higher brought nothing.
 
     A step is kept once a checkpoint or a finished trial holds it: what the ledger says beyond is done again by the next turn. A
-    shard of a teacher's cache is a result of the trial that it is written for.
+    shard of a teacher's cache is a result of the trial that it is written for, and of its evaluation every item is, every point
+    of the curve that was read and, a file each, every fine-tuning.
     With `job` (the name of its record), of that job's trial alone; a job that is no trial's works on all of them.
     """
     root = Path(root)
@@ -86,6 +87,10 @@ def progress(root: Path, *, job: str | None = None) -> int:
         done += 1
         if file.name == "ledger.jsonl":
             done += _kept_steps(file)
+        if file.name == EVALUATIONS:
+            done += len(kept.read_json(file) or {})
+        if file.name == "metrics.jsonl":
+            done += sum(CURVE_SCORE in row for row in kept.whole_objects(file))
         if file.name == CACHE_SHARDS:
             done += (unless_unreadable(partial(kept.read, file, kept.CacheShards), []) or {"shards": 0})["shards"]
     return done

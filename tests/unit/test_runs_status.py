@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from harness import cli, recorded, runs
 from harness.errors import ConfigError
+from harness.evaluate import suite
 from harness.jobs import JobDirectory, JobRecord, Work, open_alone
 from harness.rundir import CACHE_SHARDS, RunDirectory, write_json
 from harness.study import load, validate
@@ -565,3 +569,35 @@ def test_progress_grows_with_kept_steps_and_results_and_with_nothing_else(out: P
     assert all_now() == {job: value + 12 + 1 for job, value in before.items()}
     (folder / "evaluation.json").write_text("{}")
     assert all_now() == {job: value + 12 + 2 for job, value in before.items()}
+
+
+def test_progress_grows_with_every_item_and_point_that_an_evaluation_keeps(tiny: TinyStudy, tmp_path: Path) -> None:
+    """What an evaluation keeps before it is stopped again counts; that it removes snapshots as it reads them does not."""
+    evaluation = {
+        "curve_points": 3, "mlm_blocks": 8, "main": "mlm.loss",
+        "readout": {"steps": 2, "positions": 8, "blocks": 8, "on_curve": True},
+    }  # fmt: skip
+    study = tiny.write(
+        tmp_path / "s.yaml", arms=[{"name": "a", "objective": "mlm"}], evaluation=evaluation, teacher=None
+    )
+    out, job = tmp_path / "run", "evaluation-a-seed-1"
+    words = ["--study", str(study), "--out", str(out)]
+    assert cli.main(["job", "a:1", *words]) == 0
+    assert len(list((out / "arms" / "a" / "seed-1" / "snapshots").glob("*.json"))) == 3
+    seen = [recorded.progress(out, job=job)]
+
+    def looking(action: Callable[..., None]) -> Callable[..., None]:
+        def and_looked(*given: Any, **named: Any) -> None:
+            action(*given, **named)
+            seen.append(recorded.progress(out, job=job))
+
+        return and_looked
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(suite, "write_json", looking(suite.write_json))
+        patched.setattr(Path, "unlink", looking(Path.unlink))
+        assert cli.main(["job", job.removesuffix("-a-seed-1") + ":a:1", *words]) == 0
+    kept = [after - before for before, after in itertools.pairwise(seen)]
+    assert [step for step in kept if step] == [2, 1, 1, 1, 1], (
+        "a file with an item, three points, and the item they belong to"
+    )
