@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,30 +46,23 @@ def fake_nvml_builds() -> Iterator[None]:
 
 
 @pytest.fixture
-def rapl_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
-    """A package that draws 100 W, its register moved by a thread; yields its power."""
-    watts, zone, stop = 100.0, tmp_path / "powercap" / "intel-rapl:0", threading.Event()
+def rapl_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """A package that draws 100 W, its register as it stands when it is read; gives its power."""
+    watts, zone = 100.0, tmp_path / "powercap" / "intel-rapl:0"
     zone.mkdir(parents=True)
     (zone / "name").write_text("package-0\n")
     (zone / "max_energy_range_uj").write_text("262143328850\n")
-    begun = time.monotonic()
+    (zone / "energy_uj").write_text("0\n")
+    begun, readable, read = time.monotonic(), rapl.readable, rapl.Zone.read_j
 
-    def move() -> None:
-        while True:
-            (zone / ".energy").write_text(f"{int((time.monotonic() - begun) * watts * 1e6)}\n")
-            os.replace(zone / ".energy", zone / "energy_uj")
-            if stop.wait(0.002):
-                return
+    def moved(found: rapl.Zone) -> float | None:
+        (zone / ".energy").write_text(f"{int((time.monotonic() - begun) * watts * 1e6)}\n")
+        os.replace(zone / ".energy", zone / "energy_uj")
+        return read(found)
 
-    thread = threading.Thread(target=move, daemon=True)
-    thread.start()
-    while not (zone / "energy_uj").exists():
-        time.sleep(0.001)
-    readable = rapl.readable
+    monkeypatch.setattr(rapl.Zone, "read_j", moved)
     monkeypatch.setattr(rapl, "readable", lambda: readable(zone.parent))
-    yield watts
-    stop.set()
-    thread.join()
+    return watts
 
 
 @pytest.mark.parametrize(("budget", "unit"), [("1.5 s", "second"), ("1.5 gpu-s", "gpu-second")])
