@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from harness import controls
+from harness import controls, kept
 from harness.data.choices import unigram_accuracy
 from harness.engine import device_of
 from harness.errors import IsoBudgetError, Preempted, refusals
@@ -31,7 +31,7 @@ from harness.models.student import build_student
 from harness.models.teacher import resolve
 from harness.progress import Silent
 from harness.ranks import Ranks
-from harness.rundir import EVALUATIONS, SNAPSHOTS, RunDirectory, read_json, write_json
+from harness.rundir import CURVE_SCORE, EVALUATIONS, SNAPSHOTS, RunDirectory, read_json, write_json
 from harness.units import Unit
 
 if TYPE_CHECKING:
@@ -178,16 +178,20 @@ class Suite:
 
     def read_curve(self, candidate: Candidate, subject: Subject, *, layer: int) -> int:
         """Read-outs, from `layer`, of the bodies kept along the way; appends them to the trial's metrics."""
-        folder, flop = candidate.folder / SNAPSHOTS, 0
+        folder, metrics, flop = candidate.folder / SNAPSHOTS, candidate.folder / "metrics.jsonl", 0
+        # A kill may have left a point that was told and not yet removed.
+        rows = kept.whole_objects(metrics) if metrics.exists() else []
+        told = {row.get("step") for row in rows if CURVE_SCORE in row}
         for place in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-            weights = place.with_suffix(".safetensors")
-            subject.model.load_state_dict(load_file(weights), strict=False)
-            scores, cost = self.scorer.read_out(subject, layer=layer)
-            flop += cost
-            row = {**(read_json(place) or {}), **{name.replace(".", "_"): value for name, value in scores.items()}}
-            with (candidate.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            weights.unlink()
+            point, weights = read_json(place) or {}, place.with_suffix(".safetensors")
+            if point.get("step") not in told:
+                subject.model.load_state_dict(load_file(weights), strict=False)
+                scores, cost = self.scorer.read_out(subject, layer=layer)
+                flop += cost
+                row = {**point, **{name.replace(".", "_"): value for name, value in scores.items()}}
+                with metrics.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            weights.unlink(missing_ok=True)
             place.unlink()
         return flop
 

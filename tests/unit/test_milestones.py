@@ -10,14 +10,18 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from harness import cli, interruption, train
 from harness.budget import parse_postings
+from harness.evaluate.suite import Candidate, Suite
 from harness.train import milestones
 from tests.support.tiny import TinyStudy
 
@@ -121,6 +125,23 @@ def test_points_beyond_the_checkpoint_that_is_resumed_from_are_forgotten(tmp_pat
     assert sorted(file.name for file in folder.glob("*.json")) == ["00000005.json", "00000010.json"]
     assert len(list(folder.iterdir())) == 4
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"1\n2\n"
+
+
+@pytest.mark.parametrize("left", [("json", "safetensors"), ("json",)])
+def test_a_point_that_was_told_before_a_kill_is_not_told_twice(tmp_path: Path, left: tuple[str, ...]) -> None:
+    (tmp_path / "snapshots").mkdir()
+    for step, kinds in ((5, left), (10, ("json", "safetensors"))):
+        (tmp_path / "snapshots" / f"{step:08d}.json").write_text(json.dumps({"step": step, "fraction": step / 10}))
+        if "safetensors" in kinds:
+            save_file({"weight": torch.zeros(1, 1)}, tmp_path / "snapshots" / f"{step:08d}.safetensors")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n{"step": 5, "readout_loss": 2.5}\n')
+    suite = SimpleNamespace(scorer=SimpleNamespace(read_out=lambda subject, layer: ({"readout.loss": 2.0}, 7)))
+    subject = SimpleNamespace(model=torch.nn.Linear(1, 1, bias=False))
+    candidate = Candidate("a", tmp_path, lambda: pytest.fail("the subject is given"), snapshots=True)
+    assert Suite.read_curve(cast(Any, suite), candidate, cast(Any, subject), layer=1) == 7
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["step"], row["readout_loss"]) for row in rows if "readout_loss" in row] == [(5, 2.5), (10, 2.0)]
+    assert list((tmp_path / "snapshots").iterdir()) == []
 
 
 def test_a_checkpoint_knows_the_time_until_its_own_step(
