@@ -150,7 +150,7 @@ def stalled(runs: Sequence[Sequence[Mapping[str, Any]]], *, arm: str) -> list[Al
 def _stood_still(runs: Sequence[Sequence[float]], *, phased: bool) -> str:
     """How these runs' losses stood still, in words; empty where they fell, or where nobody can tell."""
     if _never_fell(runs):
-        return f"never fell{' in its last phase' if phased else ''}: its last rows are no lower than its first"
+        return f"never fell{' in its last phase' if phased else ''} by more than the noise of its rows"
     if _flat(runs):
         return f"stopped falling before half of {'its last phase was over' if phased else 'the budget was spent'}"
     return ""

@@ -52,6 +52,7 @@ def save(trial: Trial, place: str = "checkpoints") -> None:
         _tell(trial, [left_over])
     # A line after the state just saved: a resume that drops it keeps it in its account (see Ledger.lost_since).
     trial.post_measured()
+    trial.ranks.agree(trial.refused)
 
 
 def resume_trial(trial: Trial) -> bool:

@@ -132,6 +132,7 @@ class Trial:
         """
         self.measured.begin()
         self.post_measured(starting=True)
+        self.ranks.agree(self.refused)  # what is posted before a step has no end of a step to wait for
         self.started = time.monotonic() - self.progress.seconds
         logged_at, tokens_before = time.monotonic(), self.progress.step
         batches = prefetched(self.stream, self.progress.step, self.engine.device)

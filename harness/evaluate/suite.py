@@ -182,6 +182,9 @@ class Suite:
         # A kill may have left a point that was told and not yet removed.
         rows = kept.whole_objects(metrics) if metrics.exists() else []
         told = {row.get("step") for row in rows if CURVE_SCORE in row}
+        torn = metrics.exists() and not metrics.read_bytes().endswith(
+            b"\n"
+        )  # nothing may be written behind half a line
         for place in sorted(folder.glob("*.json")) if folder.is_dir() else []:
             point, weights = read_json(place) or {}, place.with_suffix(".safetensors")
             if point.get("step") not in told:
@@ -190,7 +193,8 @@ class Suite:
                 flop += cost
                 row = {**point, **{name.replace(".", "_"): value for name, value in scores.items()}}
                 with metrics.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                    file.write("\n" * torn + json.dumps(row) + "\n")
+                torn = False
             weights.unlink(missing_ok=True)
             place.unlink()
         return flop

@@ -55,6 +55,8 @@ class BreakEven:
             return f"{self.arm} does not pay {reach}: {self.along.sentence()}"
         if self.along.kind == "cannot tell" and not any(stretch.shown for stretch in self.along.stretches):
             return f"break-even of {self.along.sentence()}"
+        if self.along.kind == "no interval" and not self.along.flips:
+            return f"break-even unknown: {self.along.sentence()}"
         if self.kind == "cannot tell" or self.students is None:
             return f"no break-even{' yet' if self.along.kind == 'cannot tell' else ''}: {self.along.sentence()}"
         first = math.ceil(self.students - _WHOLE)

@@ -60,7 +60,8 @@ held() {
     [[ ! -d $folder ]] || folders+=("$folder")
   done
   [[ ${#folders[@]} -gt 0 ]] || return 0
-  timeout 60 find "${folders[@]}" -mindepth 1 -name '.*' -prune -o -type f -printf '%s\n' | awk '{ n += $1 } END { printf "%.0f", n }'
+  # What may not be read, or goes while it is counted, leaves the rest of the count as it is.
+  { timeout 60 find "${folders[@]}" -mindepth 1 -name '.*' -prune -o -type f -printf '%s\n' 2>/dev/null || true; } | awk '{ n += $1 } END { printf "%.0f", n }'
 }
 
 marks=()

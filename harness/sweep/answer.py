@@ -236,13 +236,17 @@ def _tuned(found: Found) -> Answer:
         if all(arm.name in found.meaningless for arm in found.arms):
             return Answer("Cannot tell by this score", f"{numbers.label(found.metric)} measures no arm here", lines)
         return Answer(f"No {found.kind.axis} can be named", "no trial has a score", lines)
-    edges = sum(bool(line.data.get("edge")) for line in lines)
+    told = [line for line in lines if line.data]
+    edges = sum(bool(line.data.get("edge")) for line in told)
+    whose = "All arms are" if len(told) == len(lines) else f"{' and '.join(line.arm for line in told)} is"
     headline = (
-        f"All arms are best at {found.kind.axis} {best.pop():g}"
+        f"{whose} best at {found.kind.axis} {best.pop():g}"
         if len(best) == 1
         else f"Arms differ in their best {found.kind.axis}"
     )
-    headline += f"; {edges} of {len(lines)} on the edge of the grid" if edges else ""
+    headline += f"; {edges} of {len(told)} on the edge of the grid" if edges else ""
+    unnamed = ", ".join(line.arm for line in lines if not line.data)
+    headline += f"; none can be named for {unnamed}" if unnamed else ""
     trials = f"{len(found.at)} trials of every arm, {numbers.label(found.metric)} on held-out text"
     seeds = max((len(scores) for each in found.at for scores in each.scores.values()), default=0)
     noise = "; one seed does not tell a neighbour's small difference from chance" if seeds < 2 else ""

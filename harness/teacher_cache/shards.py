@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from harness import manifest
 from harness.data.batch import Batch
 from harness.data.cache import cache_root, cached_folder, folder_of
-from harness.errors import DataError, IsoBudgetError, Preempted
+from harness.errors import DataError, IsoBudgetError, Preempted, refusals
 from harness.models.signals import Signals
 from harness.teacher_cache.content import Content, outside
 
@@ -121,14 +121,15 @@ class Cache:
             mine = self.missing(shards[number + ranks.local_rank :][:1])
             error: IsoBudgetError | None = None
             try:
-                for shard in mine:
-                    if not asked:
-                        self._room(self.missing(shards))
-                        asked.append(teacher())
-                    cached_folder(
-                        KIND, self.depends_on(shard), lambda into, s=shard: self._fill(into, s, asked[0], device),
-                        root=self.root,
-                    )  # fmt: skip
+                with refusals():
+                    for shard in mine:
+                        if not asked:
+                            self._room(self.missing(shards))
+                            asked.append(teacher())
+                        cached_folder(
+                            KIND, self.depends_on(shard), lambda into, s=shard: self._fill(into, s, asked[0], device),
+                            root=self.root,
+                        )  # fmt: skip
             except IsoBudgetError as found:
                 error = found
             ranks.agree(error)

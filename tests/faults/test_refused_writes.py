@@ -48,6 +48,12 @@ def test_a_ledger_that_cannot_be_written_ends_all_ranks_and_resumes_as_if_nothin
     assert differences(out, uninterrupted(file, tmp_path / "uninterrupted")) == []
 
 
+def test_a_ledger_that_refuses_its_first_line_ends_all_ranks(tmp_path: Path) -> None:
+    """The first posting of a run: a rank that skipped it and went on would be a step behind the others for good."""
+    out = refused(tmp_path, Fault(refusing_disk.ledger_line, (1,)))
+    assert not list(out.rglob("step-*"))
+
+
 @pytest.mark.parametrize("what", ["metrics_row", "snapshot", "snapshot_weights", "export"])
 def test_whatever_else_a_trial_cannot_write_ends_all_ranks(what: str, tmp_path: Path) -> None:
     refused(tmp_path, Fault(getattr(refusing_disk, what)), evaluation=CURVE)

@@ -118,7 +118,7 @@ def test_one_seed_breaks_even_without_an_interval() -> None:
     assert found.sentence() == "kd breaks even at 3.33 students, so 4 or more; one seed gives no interval"
     ahead = paid(falling(2.0)[:, 1:2])
     assert (ahead.kind, ahead.students) == ("no interval", None)
-    assert ahead.sentence().startswith("no break-even: kd is ahead from ")
+    assert ahead.sentence().startswith("break-even unknown: kd is ahead from ")
 
 
 def test_results_are_json() -> None:

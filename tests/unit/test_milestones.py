@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from harness import cli, interruption, train
+from harness import cli, interruption, kept, train
 from harness.budget import parse_postings
 from harness.evaluate.suite import Candidate, Suite
 from harness.train import milestones
@@ -134,12 +134,14 @@ def test_a_point_that_was_told_before_a_kill_is_not_told_twice(tmp_path: Path, l
         (tmp_path / "snapshots" / f"{step:08d}.json").write_text(json.dumps({"step": step, "fraction": step / 10}))
         if "safetensors" in kinds:
             save_file({"weight": torch.zeros(1, 1)}, tmp_path / "snapshots" / f"{step:08d}.safetensors")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n{"step": 5, "readout_loss": 2.5}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 5, "loss": 1.0}\n{"step": 5, "readout_loss": 2.5}\n{"step": 10, "re'
+    )
     suite = SimpleNamespace(scorer=SimpleNamespace(read_out=lambda subject, layer: ({"readout.loss": 2.0}, 7)))
     subject = SimpleNamespace(model=torch.nn.Linear(1, 1, bias=False))
     candidate = Candidate("a", tmp_path, lambda: pytest.fail("the subject is given"), snapshots=True)
     assert Suite.read_curve(cast(Any, suite), candidate, cast(Any, subject), layer=1) == 7
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = kept.whole_objects(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["readout_loss"]) for row in rows if "readout_loss" in row] == [(5, 2.5), (10, 2.0)]
     assert list((tmp_path / "snapshots").iterdir()) == []
 

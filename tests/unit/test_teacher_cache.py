@@ -14,17 +14,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from harness import cli
 from harness.budget import Account
 from harness.data.batch import Batch
 from harness.data.stream import SampleStream
-from harness.errors import ConfigError, DataError, Preempted
+from harness.errors import CheckpointError, ConfigError, DataError, Preempted
 from harness.kernels.soft_cross_entropy import reference
 from harness.models.signals import Needs
 from harness.models.teacher import Teacher, inspect
 from harness.ranks import Ranks
 from harness.study import validate
+from harness.teacher_cache import shards
 from harness.teacher_cache.content import Content
 from harness.teacher_cache.coverage import most_steps
 from harness.teacher_cache.shards import FILE, Cache, RememberedTeacher
@@ -238,6 +240,21 @@ def test_no_room_is_told_before_anything_is_written(teacher: Teacher, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
     made = cache(content(teacher))
     with pytest.raises(DataError, match="GB left"):
+        write(made, teacher, made.shards(None))
+    assert len(made.missing(made.shards(None))) == 4
+
+
+def test_a_shard_that_the_system_refuses_is_an_error_that_ranks_can_agree_on(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Safetensors has an error of its own for a full disk; a rank that left with it would leave the others waiting."""
+
+    def full(*args: Any, **named: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(shards, "save_file", full)
+    made = cache(content(teacher))
+    with pytest.raises(CheckpointError, match="No space left on device"):
         write(made, teacher, made.shards(None))
     assert len(made.missing(made.shards(None))) == 4
 

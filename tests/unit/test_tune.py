@@ -183,6 +183,10 @@ def test_an_arm_that_diverges_at_every_rate_is_told_and_no_study_is_written(
 ) -> None:
     break_training(monkeypatch, {("kd", 5e-4), ("kd", 2e-3), ("kd", 1e-1)})
     assert searched(tiny, tmp_path) == 2
-    assert "kd: no trial with a score. Diverged at 0.0005, 0.002 and 0.1." in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "kd: no trial with a score. Diverged at 0.0005, 0.002 and 0.1." in told.err
+    headline = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["answer"]["headline"]
+    assert headline.startswith("no_kd is best at learning rate ")
+    assert headline.endswith("; none can be named for kd")
     assert not (tmp_path / "out" / "tuned.yaml").exists()
     assert (tmp_path / "out" / "report.html").exists()
