@@ -58,8 +58,12 @@ def execute(options: argparse.Namespace, given: list[str]) -> int:
 
 
 def _sweep_directory(root: Path, options: argparse.Namespace) -> int:
-    """Every point's students, point by point; what points share is fine-tuned once. All must have been trained."""
-    from harness.rundir import load_study
+    """Every point's students, point by point; what points share is fine-tuned once. All must have been trained.
+
+    A point of a search at which every trial diverged has no students, and is passed over.
+    """
+    from harness.evaluate.glue_study import trained
+    from harness.rundir import RunDirectory, load_study
     from harness.sweep import adopt_glue, load
 
     sweep = load(root)
@@ -71,11 +75,18 @@ def _sweep_directory(root: Path, options: argparse.Namespace) -> int:
                 remedy="finish the sweep first: run --resume --out",
             )  # fmt: skip
         _refuse_unfinished(place, load_study(place))
+    there = [
+        (point, place)
+        for point, place in zip(sweep.points, places, strict=True)
+        if trained(load_study(place), RunDirectory(place))
+    ]
+    if not there:
+        raise ConfigError(f"{root}", rule="no trial has a student: all diverged", remedy="search lower rates")
     from harness.engine import connect
 
     ranks = connect()
     tables = []
-    for place in places:
+    for _, place in there:
         ranks.on_main(lambda place=place: adopt_glue(root, place))
         tables.append(_evaluated(place, options))
     from harness.sweep.publish import build
@@ -85,7 +96,7 @@ def _sweep_directory(root: Path, options: argparse.Namespace) -> int:
         if options.json:
             print_json({"sweep": str(root), "points": tables})
         else:
-            for point, table in zip(sweep.points, tables, strict=True):
+            for (point, _), table in zip(there, tables, strict=True):
                 print(f"\n{point.label}")
                 _print(table, options)
     ranks.barrier()
@@ -218,10 +229,11 @@ def _evaluated(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         )
         for arm in study.arms
     ]
+    first = dict(reversed(trials))  # of every arm whose students are there
     for arm, config in zip(study.arms, configs, strict=True):
-        if study.for_arm(arm).student.init_from_teacher is not None:
+        if study.for_arm(arm).student.init_from_teacher is not None and arm.name in first:
             # As the run gave it its teacher's functions; the teacher itself may not be here.
-            adopt(config, Encoder(directory.trial(arm.name, study.seeds[0]) / "student").config)
+            adopt(config, Encoder(directory.trial(arm.name, first[arm.name]) / "student").config)
     others = [inspect(study.teacher.path).shape] if study.teacher is not None and "teacher" in spec.references else []
     plan = prepare(
         spec, tokenizer, tokenizer_fingerprint=fingerprint, others=others,

@@ -11,6 +11,7 @@ import yaml
 
 from harness import cli, train
 from harness.budget import Account
+from harness.commands import evaluate
 from harness.engine import Engine
 from harness.errors import ConfigError
 from harness.study import load, validate
@@ -176,6 +177,10 @@ def test_a_rate_at_which_training_diverges_is_a_trial_that_ranks_last_and_is_pai
     assert (out / "tuned.yaml").read_bytes() == tuned
     capsys.readouterr()
     assert cli.main(["status", str(out)]) == 0
+    judged: list[str] = []
+    monkeypatch.setattr(evaluate, "_evaluated", lambda place, options: judged.append(place.name))
+    assert cli.main(["evaluate", str(out), "--glue", str(tmp_path), "--tasks", "cola", "--json"]) == 0
+    assert judged == ["0.0005", "0.002"], "the third has no students"
 
 
 def test_an_arm_that_diverges_at_every_rate_is_told_and_no_study_is_written(
