@@ -218,6 +218,8 @@ class Conductor:
             if folder.exists() and (anew or (control and controls.superseded(control, self.directory.root))):
                 shutil.rmtree(folder)
             make_folder(folder)
+            if control:
+                write_json(folder / controls.DEFINITION, control.record())
 
         self.ranks.on_main(prepare)
 

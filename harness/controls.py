@@ -19,6 +19,8 @@ from harness.units import Unit
 
 EQUAL_TOKENS = "equal_tokens"
 FOLDER = "controls"
+# In a control's folder from its begin on: what it is.
+DEFINITION = "control.json"
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def finished(control: Control, root: Path) -> bool:
 
 
 def superseded(control: Control, root: Path) -> bool:
-    """True when the folder of this control holds another one that has run: of another baseline, or for other tokens."""
-    record = _record(control, root)
-    return record.get("state") == "done" and not control.made(record)
+    """True when the folder of this control holds another one, made or begun: of another baseline, or for other tokens."""
+    record, begun = _record(control, root), kept.read_json(control.folder(root) / DEFINITION)
+    return (record.get("state") == "done" and not control.made(record)) or begun not in (None, control.record())
 
 
 def _record(control: Control, root: Path) -> dict[str, Any]:

@@ -39,5 +39,10 @@ def test_a_finished_study_that_declares_another_baseline_gets_its_controls_when_
     (place / "of this one").touch()
     assert run("soft_targets", "--resume") == second
     assert (place / "of this one").exists(), "what is made is left alone"
+    (place / "record.json").unlink()
+    (place / "of one that was begun").touch()
+    third = run("no_kd", "--resume")
+    assert third["control"] == first["control"], "a kill before the control's end, and then another baseline"
+    assert not (place / "of one that was begun").exists()
     contestant = json.loads((out / "arms" / "tinybert" / "seed-1" / "record.json").read_text())
     assert second["tokens"] == contestant["tokens"]
